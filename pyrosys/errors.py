@@ -1,0 +1,78 @@
+"""Every error that PyroSys raises on purpose, in one tree.
+
+```
+PyrosysError
+├── CaptureError
+├── InputError (also a ValueError)
+├── MissingExtra (also an ImportError)
+├── PlanError
+├── SourceError
+├── StructureMismatch
+├── VerificationError
+└── WeightsError
+    └── IntegrityError
+```
+
+Each carries one message that says what was expected, what was found, and what to do next.
+
+Example:
+    >>> from pyrosys.errors import InputError, PyrosysError
+    >>> try:
+    ...     raise InputError("Expected a sequence of at least 1 residue, found none. Pass one-letter residue codes.")
+    ... except PyrosysError as error:
+    ...     print(error)
+    Expected a sequence of at least 1 residue, found none. Pass one-letter residue codes.
+"""
+
+__all__ = [
+    "CaptureError",
+    "InputError",
+    "IntegrityError",
+    "MissingExtra",
+    "PlanError",
+    "PyrosysError",
+    "SourceError",
+    "StructureMismatch",
+    "VerificationError",
+    "WeightsError",
+]
+
+
+class PyrosysError(Exception):
+    """Base of all errors raised on purpose; catch it to catch them all."""
+
+
+class CaptureError(PyrosysError):
+    """A model's forward pass could not be recorded as a structure graph."""
+
+
+class InputError(PyrosysError, ValueError):
+    """What the caller passed cannot be used: a wrong shape, an unknown residue, an argument out of range."""
+
+
+class MissingExtra(PyrosysError, ImportError):
+    """An optional dependency is needed and not installed; the message names the extra to install."""
+
+
+class PlanError(PyrosysError):
+    """A weight plan cannot be read, applied or inverted."""
+
+
+class SourceError(PyrosysError):
+    """A name or file could not be obtained: unknown, not found, not permitted, or not reachable."""
+
+
+class StructureMismatch(PyrosysError):
+    """Two models do not share a structure, or share it in more than one way that nothing decides."""
+
+
+class VerificationError(PyrosysError):
+    """A mapped model does not compute what its source computes; the message names where they first part."""
+
+
+class WeightsError(PyrosysError):
+    """A weights file is malformed, incomplete, or does not fit the model it is meant for."""
+
+
+class IntegrityError(WeightsError):
+    """A file's digest is not the one on record."""
