@@ -1,0 +1,69 @@
+"""PyroSys: a zoo of protein models whose weights are kept and found by structure, not by parameter name.
+
+Nothing heavy is imported with the package: each public name is resolved when it is first used.
+
+Example:
+    >>> import pyrosys
+    >>> "load" in dir(pyrosys)
+    True
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyrosys import adapters, errors, hub, modules, zoo
+    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match, port
+    from pyrosys.catalogue import info, list_models, load
+    from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.model import Model
+    from pyrosys.structure import Structure
+
+__all__ = [
+    "Certificate",
+    "Inputs",
+    "Model",
+    "Plan",
+    "PyrosysError",
+    "Structure",
+    "StructureCard",
+    "StructureMismatch",
+    "adapters",
+    "errors",
+    "fingerprint",
+    "hub",
+    "info",
+    "list_models",
+    "load",
+    "match",
+    "modules",
+    "port",
+    "zoo",
+]
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match", "port"),
+    "pyrosys.catalogue": ("info", "list_models", "load"),
+    "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.model": ("Model",),
+    "pyrosys.structure": ("Structure",),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what a public name stands for, once, when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        value = importlib.import_module(f"{__name__}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
