@@ -1,0 +1,69 @@
+# make demo    install PyroSys into .venv and run the demonstration
+# make test    install the development tools as well and run every test
+# make check   ruff, pyright and the docs build, then the tests: what continuous integration runs
+# make docs    build the documentation into build/docs
+# make bench   run the benchmarks
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .github/constraints.txt
+REFERENCES := .github/references.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Each installation leaves a stamp and is repeated only when what it depends on has changed.
+CORE := $(VENV)/core.stamp
+DEV := $(VENV)/dev.stamp
+
+# One thread for each test worker; without this they compete for the processors.
+test bench: export OMP_NUM_THREADS := 1
+
+.PHONY: bench check clean demo docs format lint test types
+
+demo: $(CORE)
+	$(BIN)/pyrosys demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .github/mkdocs.yml
+
+check:
+	$(MAKE) lint
+	$(MAKE) types
+	$(MAKE) docs
+	$(MAKE) test
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)
+	for script in tests/benchmarks/[!_]*.py; do \
+		$(BIN)/python -m "tests.benchmarks.$$(basename $$script .py)" || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) --constraint $(CONSTRAINTS) --editable .
+	touch $@
+
+$(DEV): $(CORE) $(REFERENCES)
+	$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(INSTALL) --no-deps --ignore-requires-python --requirement $(REFERENCES)
+	touch $@

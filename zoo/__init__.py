@@ -1,0 +1,1 @@
+"""The zoo: one short file per family of models, beside a card that says where its weights come from."""
