@@ -1,0 +1,67 @@
+"""The package as a whole: what importing it costs, and what it exports."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyrosys
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"biotite", "huggingface_hub", "jaxtyping", "networkx", "numpy", "pytorch_lightning", "safetensors", "torch"}
+
+
+def in_fresh_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def source_files() -> list[Path]:
+    return sorted(path for package in ("adapters", "pyrosys", "zoo") for path in (ROOT / package).rglob("*.py"))
+
+
+def test_import_loads_nothing_heavy() -> None:
+    rows = in_fresh_python("-X", "importtime", "-c", "import pyrosys").stderr.splitlines()[1:]
+    microseconds = {name.strip(): int(total) for _, total, name in (row.split("|") for row in rows)}
+    assert not HEAVY & {name.partition(".")[0] for name in microseconds}
+    assert microseconds["pyrosys"] < 100_000
+
+
+def test_import_needs_the_standard_library_only() -> None:
+    script = "import sys; before = set(sys.modules); import pyrosys; print(*(set(sys.modules) - before))"
+    loaded = {name.partition(".")[0] for name in in_fresh_python("-c", script).stdout.split()}
+    assert loaded <= sys.stdlib_module_names | {"pyrosys"}
+
+
+def test_errors_load_nothing_heavy() -> None:
+    script = "import sys, pyrosys; pyrosys.PyrosysError; print(*sys.modules)"
+    assert not HEAVY & set(in_fresh_python("-c", script).stdout.split())
+
+
+@pytest.mark.parametrize("name", pyrosys.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(pyrosys, name) is not None
+    assert name in dir(pyrosys)
+
+
+def test_public_names_are_the_same_for_readers_checkers_and_imports() -> None:
+    assert pyrosys.__all__ == sorted(pyrosys.__all__)
+    block = next(node for node in ast.parse(Path(pyrosys.__file__).read_text()).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    declared = [(str(node.module), alias.name) for node in imports for alias in node.names]
+    assert sorted(name for _, name in declared) == pyrosys.__all__
+    for home, name in declared:
+        assert getattr(importlib.import_module(home), name) is getattr(pyrosys, name)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        getattr(pyrosys, "absent")  # noqa: B009
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_users_never_meet_an_assertion(path: Path) -> None:
+    lines = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    assert lines == []
