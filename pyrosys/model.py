@@ -45,8 +45,3 @@ class Model(pl.LightningModule, ABC, Generic[Config]):
     def device(self) -> torch.device:
         """Where the parameters are now (Lightning's own record misses tensors that were assigned on loading)."""
         return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the parameters now."""
-        return next(self.parameters()).dtype

@@ -9,13 +9,16 @@ Reference implementations: fair-esm 2.0.0 and transformers 5.23. Licence of thei
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pyrosys.alphabet import Alphabet
+from pyrosys.errors import InputError
 from pyrosys.language import MaskedLanguageModel
 from pyrosys.modules import (
     Attention,
@@ -34,7 +37,7 @@ RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 ALPHABET = Alphabet(
     ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<null_1>", "<mask>"), RESIDUES, start="<cls>", end="<eos>"
 )
-START, PADDING, END, MASK = (ALPHABET.index[token] for token in ("<cls>", "<pad>", "<eos>", "<mask>"))
+PADDING, END, MASK = (ALPHABET.index[token] for token in ("<pad>", "<eos>", "<mask>"))
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,11 @@ class ESM(MaskedLanguageModel[ESMConfig]):
 
     def __init__(self, config: ESMConfig) -> None:
         super().__init__(config)
-        rotary = config.positions is None
         width = config.width
         self.embedding = TokenEmbedding(len(ALPHABET), width, padding=PADDING, dropped=MASK)
-        self.position = None if config.positions is None else LearnedPosition(config.positions, width, padding=PADDING)
+        self.position = LearnedPosition(config.positions, width, padding=PADDING) if config.positions else None
         self.embedding_norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            PreNormBlock(
-                width,
-                attention=Attention(
-                    width, config.heads, position=RotaryPosition(width // config.heads) if rotary else None
-                ),
-                feed_forward=FeedForward(width, 4 * width),
-            )
-            for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(esm_block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.head = LanguageModelHead(width, len(ALPHABET))
         self.contact_head = ContactHead(config.layers * config.heads) if config.contacts else None
@@ -97,32 +90,39 @@ class ESM(MaskedLanguageModel[ESMConfig]):
     def encode(
         self, tokens: Int[Tensor, "batch length"], layer: int | None = None
     ) -> Float[Tensor, "batch length width"]:
-        """Represent tokens by the output of ``layer`` blocks; of all of them, the normalised one."""
-        x, mask = self._embed(tokens)
+        """Represent tokens by the output of the first ``layer`` blocks, or of all of them, normalised."""
+        x, mask = self._embed_tokens(tokens)
         for block in self.layers[:layer]:
             x = block(x, mask=mask)
-        return self.norm(x) if layer is None or layer == len(self.layers) else x
+        return self.norm(x) if layer in (None, len(self.layers)) else x
 
     def contact_probabilities(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch residues residues"]:
-        """Predict which residues touch: C-beta atoms within 8 Å."""
-        x, mask = self._embed(tokens)
+        """Predict which residues have their C-beta atoms within 8 Å, without the start and end tokens.
+
+        Raises:
+            InputError: The model was released without a contact head.
+        """
+        if self.contact_head is None:
+            raise InputError("Expected a model with a contact head, found one released without. Use ESM-2 or ESM-1b.")
+        x, mask = self._embed_tokens(tokens)
         maps = []
-        for block in self.layers:
+        for block in cast("Iterable[PreNormBlock]", self.layers):
             x, weights = block.with_weights(x, mask=mask)
             maps.append(weights)
         residues = mask & (tokens != END)
         pairs = residues[:, None, :, None] & residues[:, None, None, :]
         return self.contact_head((torch.cat(maps, dim=1) * pairs)[..., 1:-1, 1:-1])
 
-    def example(self, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Two sequences, one with a masked residue and one with padding."""
-        residues = torch.randint(4, 24, (2, 7), generator=generator)
-        residues[0, 2] = MASK
-        tokens = nn.functional.pad(nn.functional.pad(residues, (1, 0), value=START), (0, 1), value=END)
-        tokens[1, 5:] = torch.tensor([END, PADDING, PADDING, PADDING])
-        return (tokens,)
+    def contacts(self, sequences: Iterable[str], *, batch_tokens: int = 1024) -> list[Tensor] | Iterator[Tensor]:
+        """Predict which residues touch: one tensor ``(length, length)`` of probabilities per sequence."""
+        return self._run(sequences, self.contact_probabilities, lambda x, length: x[:length, :length], batch_tokens)
 
-    def _embed(
+    @property
+    def longest(self) -> int | None:
+        """Largest number of residues, for learned positions: those less the start and end tokens."""
+        return self.config.positions and self.config.positions - 2
+
+    def _embed_tokens(
         self, tokens: Int[Tensor, "batch length"]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"]]:
         mask = tokens != PADDING
@@ -130,6 +130,16 @@ class ESM(MaskedLanguageModel[ESMConfig]):
         if self.position is not None:
             x = x + self.position(mask)
         return self.embedding_norm(x) * mask[..., None], mask
+
+
+def esm_block(config: ESMConfig) -> PreNormBlock:
+    """Build one layer, with rotary positions in its attention if there are no learned ones."""
+    rotary = RotaryPosition(config.width // config.heads) if config.positions is None else None
+    return PreNormBlock(
+        config.width,
+        attention=Attention(config.width, config.heads, position=rotary),
+        feed_forward=FeedForward(config.width, 4 * config.width),
+    )
 
 
 SIZES = {
@@ -140,9 +150,5 @@ SIZES = {
     "esm2-3b": ESMConfig(layers=36, width=2560, heads=40),
     "esm2-15b": ESMConfig(layers=48, width=5120, heads=40),
     "esm1b-650m": ESMConfig(layers=33, width=1280, heads=20, positions=1024, embedding_norm=True),
-    "esm1v-650m-1": ESMConfig(layers=33, width=1280, heads=20, positions=1024, contacts=False),
-    "esm1v-650m-2": ESMConfig(layers=33, width=1280, heads=20, positions=1024, contacts=False),
-    "esm1v-650m-3": ESMConfig(layers=33, width=1280, heads=20, positions=1024, contacts=False),
-    "esm1v-650m-4": ESMConfig(layers=33, width=1280, heads=20, positions=1024, contacts=False),
-    "esm1v-650m-5": ESMConfig(layers=33, width=1280, heads=20, positions=1024, contacts=False),
+    **{f"esm1v-650m-{n}": ESMConfig(33, 1280, 20, positions=1024, contacts=False) for n in (1, 2, 3, 4, 5)},
 }

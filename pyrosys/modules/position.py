@@ -82,7 +82,7 @@ class RotaryPosition(nn.Module):
 
     def __init__(self, width: int, base: float = 10000.0) -> None:
         super().__init__()
-        self.register_buffer("frequencies", base ** -(torch.arange(0, width, 2) / width))
+        self.register_buffer("frequencies", 1 / base ** (torch.arange(0, width, 2) / width))
 
     def forward(
         self, query: Float[Tensor, "batch heads length width"], key: Float[Tensor, "batch heads length width"]
