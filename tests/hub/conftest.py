@@ -1,0 +1,32 @@
+"""A cache of their own for the hub's tests, and a server on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.hub.servers import HubRepository, Server, running_server
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the tests out of the user's caches, and the user's settings out of the tests."""
+    for name in ("PYROSYS_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def repository(server: Server, monkeypatch: pytest.MonkeyPatch) -> HubRepository:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    return HubRepository(server, "lab/model")
