@@ -119,9 +119,9 @@ def test_logits_are_those_of_forward(model: ESM) -> None:
 
 def test_mistakes_are_found_before_the_work(model: ESM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "encode", lambda tokens, layer: pytest.fail("computed"))
-    with pytest.raises(InputError, match="In sequence 2: .* position 3, found 'J'"):
+    with pytest.raises(InputError, match=r"In sequence 2: .* position 3, found 'J'"):
         model.embed(["MKT", "AAJ"])
-    with pytest.raises(InputError, match="a single string. Put it in a list"):
+    with pytest.raises(InputError, match=r"a single string\. Put it in a list"):
         model.embed("MKTAY")
 
 
@@ -134,7 +134,7 @@ def test_length_limits_are_said(short_model: ESM, model: ESM) -> None:
         lambda: short_model.score("A" * 11, "A1G"),
         lambda: short_model.pseudo_perplexity("A" * 11),
     ):
-        with pytest.raises(InputError, match="at most 10 residues, .* found 11"):
+        with pytest.raises(InputError, match=r"at most 10 residues, .* found 11"):
             ask()
     assert model.embed(["A" * 1500])[0].shape == (1500, 20)
 

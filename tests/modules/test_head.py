@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from pyrosys.modules import ContactHead, LanguageModelHead, average_product_correction
+from pyrosys.modules import ContactHead, LanguageModelHead
+from pyrosys.modules.head import average_product_correction
 
 
 def test_the_correction_takes_away_all_that_is_background() -> None:

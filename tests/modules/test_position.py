@@ -20,7 +20,7 @@ def test_learned_positions_count_real_tokens() -> None:
 def test_learned_positions_come_to_an_end() -> None:
     position = LearnedPosition(6, 4, padding=1)
     assert torch.equal(position(torch.ones(1, 6, dtype=torch.bool))[0, -1], position.weight[-1])
-    with pytest.raises(InputError, match="at most 6 tokens.*found 7"):
+    with pytest.raises(InputError, match=r"at most 6 tokens.*found 7"):
         position(torch.ones(1, 7, dtype=torch.bool))
 
 
