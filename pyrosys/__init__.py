@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyrosys.catalogue import info, list_models, load
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.model import Model
-    from pyrosys.structure import Structure
+    from pyrosys.structure import Structure, read_structure
 
 __all__ = [
     "Certificate",
@@ -38,6 +38,7 @@ __all__ = [
     "match",
     "modules",
     "port",
+    "read_structure",
     "zoo",
 ]
 
@@ -48,21 +49,23 @@ _NAMES = {
     "pyrosys.catalogue": ("info", "list_models", "load"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.model": ("Model",),
-    "pyrosys.structure": ("Structure",),
+    "pyrosys.structure": ("Structure", "read_structure"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    """Import what a public name stands for, once, when it is first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    else:
-        value = importlib.import_module(f"{__name__}.{name}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or checkers would believe that every name exists
+
+    def __getattr__(name: str) -> object:
+        """Import what a public name stands for, once, when it is first asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        else:
+            value = importlib.import_module(f"{__name__}.{name}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -18,10 +18,6 @@ def in_fresh_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
 
 
-def source_files() -> list[Path]:
-    return sorted(path for package in ("adapters", "pyrosys", "zoo") for path in (ROOT / package).rglob("*.py"))
-
-
 def test_import_loads_nothing_heavy() -> None:
     rows = in_fresh_python("-X", "importtime", "-c", "import pyrosys").stderr.splitlines()[1:]
     microseconds = {name.strip(): int(total) for _, total, name in (row.split("|") for row in rows)}
@@ -59,9 +55,3 @@ def test_public_names_are_the_same_for_readers_checkers_and_imports() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         getattr(pyrosys, "absent")  # noqa: B009
-
-
-@pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_users_never_meet_an_assertion(path: Path) -> None:
-    lines = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
-    assert lines == []

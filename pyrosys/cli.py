@@ -1,0 +1,521 @@
+"""The command line: ``pyrosys list | info | load | embed | score | design | port | fingerprint | demo``.
+
+Each command is a thin layer over the Python function of the same name, and imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import sys
+import tempfile
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyrosys
+from pyrosys.errors import InputError, PyrosysError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pyrosys.inverse_folding import Score
+
+__all__ = ["main"]
+
+ERROR = 2  # as argparse exits when it cannot read the arguments
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+Command = Callable[[argparse.Namespace], None]
+Kind = TypeVar("Kind")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows ``pyrosys`` on the command line; by default, what does.
+
+    Returns:
+        0 for success, 2 for an error that is explained on standard error, 130 for an interruption.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except PyrosysError as error:
+        print(f"pyrosys: {error}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        print("pyrosys: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyrosys",
+        description="A zoo of protein models whose weights are kept and found by structure, not by parameter name.",
+        epilog="`pyrosys COMMAND --help` explains a command with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyrosys {pyrosys.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, help: str, example: str) -> argparse.ArgumentParser:
+        """Add a command that is described by the docstring of the function that runs it."""
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=textwrap.dedent(f"    {command.__doc__}").strip(),
+            epilog=f"example:\n{textwrap.indent(example, '  ')}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command)
+        return added
+
+    for declare in (_add_list, _add_info, _add_load, _add_embed, _add_score, _add_design, _add_port, _add_fingerprint):
+        declare(add)
+    add("demo", _demo, "see it work on this machine", "pyrosys demo")
+    return parser
+
+
+Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
+
+
+def _add_list(add: Add) -> None:
+    parser = add("list", _list, "list the models of the zoo", "pyrosys list 'esm2*'")
+    parser.add_argument("pattern", nargs="?", default="*", help="names to list, with wildcards (default: all)")
+    _add_json(parser)
+
+
+def _list(options: argparse.Namespace) -> None:
+    """List the models of the zoo: name, number of parameters, licence of the weights, and what they can do."""
+    cards = {name: pyrosys.info(name) for name in pyrosys.list_models(options.pattern)}
+    if options.json:
+        _print_json(cards)
+        return
+    rows = [
+        (name, f"{card['parameters']:,}", card["weights_licence"], " ".join(card["task"]))
+        for name, card in cards.items()
+    ]
+    _print_table(("name", "parameters", "weights", "tasks"), rows)
+
+
+def _add_info(add: Add) -> None:
+    parser = add("info", _info, "say what is known of a model", "pyrosys info proteinmpnn-v48-020")
+    _add_name(parser)
+    _add_json(parser)
+
+
+def _info(options: argparse.Namespace) -> None:
+    """Say what is known of a model: tasks, size, sources and digests, licences of code and weights, paper."""
+    card = pyrosys.info(options.name)
+    if options.json:
+        _print_json(card)
+        return
+    for key, value in card.items():
+        text = ", ".join(value) if key == "task" else value
+        if key == "sources":
+            text = "\n".join(source["uri"] for source in value)
+        print(f"{key.replace('_', ' '):<16} {textwrap.indent(str(text), ' ' * 17).strip()}")
+
+
+def _add_load(add: Add) -> None:
+    parser = add("load", _load, "fetch and verify a model's weights", "pyrosys load proteinmpnn-v48-020")
+    _add_name(parser)
+    _add_json(parser)
+
+
+def _load(options: argparse.Namespace) -> None:
+    """Fetch a model's weights, load them and verify them. What was fetched once is there when there is no network."""
+    model = pyrosys.load(options.name)
+    facts = {
+        "name": options.name,
+        "class": f"{type(model).__module__}:{type(model).__qualname__}",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    if options.json:
+        _print_json(facts)
+    else:
+        print(f"{facts['name']}: {facts['class']}, {facts['parameters']:,} parameters, loaded and verified")
+
+
+def _add_embed(add: Add) -> None:
+    parser = add(
+        "embed",
+        _embed,
+        "represent sequences by vectors",
+        "pyrosys embed esm2-8m proteins.fasta --pool mean --output embeddings.npz",
+    )
+    _add_name(parser)
+    parser.add_argument("fasta", type=Path, help="FASTA file of sequences")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, .npz")
+    parser.add_argument("--layer", type=int, default=-1, help="layer whose output to take (default: the last)")
+    parser.add_argument("--pool", choices=("mean", "cls"), help="one vector per sequence instead of one per residue")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="residues to run together (default: 4096)")
+    _add_device(parser)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    """Represent each sequence of a FASTA file by vectors, and write them to an .npz file, one array per sequence.
+
+    Sequences are read and arrays written one after the other: memory does not limit their number. The arrays have the
+    names of the sequences and can be read with numpy.load.
+    """
+    import numpy as np
+
+    from pyrosys.language import MaskedLanguageModel
+
+    names = [name for name, _ in _read_fasta(options.fasta)]
+    repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if repeated is not None:
+        raise InputError(f"Expected names that differ in {options.fasta}, found {repeated!r} twice. Rename one.")
+    model = _load_model(options, MaskedLanguageModel, "embeds sequences")
+    sequences = (sequence for _, sequence in _read_fasta(options.fasta))
+    embeddings = model.embed(sequences, layer=options.layer, pool=options.pool, batch_tokens=options.batch_tokens)
+    with _replacing(options.output) as path, zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, embedding in zip(names, embeddings, strict=True):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, embedding.float().numpy())
+
+
+def _add_score(add: Add) -> None:
+    parser = add(
+        "score",
+        _score,
+        "score sequences, variants, or sequences on a backbone",
+        "pyrosys score esm2-8m proteins.fasta\n"
+        "pyrosys score esm2-8m wild-type.fasta --mutations A42G A42G:L55F\n"
+        "pyrosys score proteinmpnn-v48-020 backbone.pdb --chains A",
+    )
+    _add_name(parser)
+    parser.add_argument(
+        "input", type=Path, help="FASTA file for a language model, PDB or mmCIF file for inverse folding"
+    )
+    _add_json(parser)
+    language = parser.add_argument_group("language models")
+    language.add_argument("--mutations", nargs="+", metavar="VARIANT", help="variants of each sequence to score")
+    methods = ("masked-marginal", "wildtype-marginal")
+    language.add_argument("--method", choices=methods, help=f"how to score variants (default: {methods[0]})")
+    folding = parser.add_argument_group("inverse folding")
+    folding.add_argument("--sequences", type=Path, metavar="FASTA", help="score these instead of the structure's own")
+    _add_residues(folding, "score")
+    folding.add_argument("--samples", type=int, help="random decoding orders to average over (default: 1)")
+    folding.add_argument("--seed", type=int, help="seed of the first order (default: 0)")
+    _add_device(parser)
+
+
+def _score(options: argparse.Namespace) -> None:
+    """Score sequences. Higher is better for all scores but perplexities, and logarithms are natural.
+
+    A language model gives each sequence of a FASTA file its pseudo-perplexity; with --mutations, it gives each variant
+    the sum over mutated positions of log p(mutant) - log p(wild type), which is positive where it prefers the variant.
+    Positions count from 1.
+
+    A model of inverse folding gives the mean log-probability per residue of a sequence on the backbone in a PDB or
+    mmCIF file, and its perplexity.
+    """
+    from pyrosys.inverse_folding import InverseFolding
+    from pyrosys.language import MaskedLanguageModel
+    from pyrosys.structure import read_structure
+
+    model = _load_model(options, (InverseFolding, MaskedLanguageModel), "scores sequences")
+    if isinstance(model, InverseFolding):
+        _refuse(options, "mutations", "method")
+        structure = read_structure(options.input)
+        named = _read_fasta(options.sequences) if options.sequences else [(structure.name, structure.sequence)]
+        choices = _given(options, "chains", "fixed", "samples", "seed")
+        rows = [_describe(name, model.score(structure, sequence, **choices)) for name, sequence in named]
+    else:
+        _refuse(options, "sequences", "chains", "fixed", "samples", "seed")
+        rows = []
+        for name, sequence in _read_fasta(options.input):
+            if options.mutations is None:
+                rows.append({"name": name, "pseudo_perplexity": model.pseudo_perplexity(sequence)})
+            else:
+                scores = model.score(sequence, options.mutations, **_given(options, "method"))
+                rows += [
+                    {"name": name, "variant": variant, "score": score}
+                    for variant, score in zip(options.mutations, scores, strict=True)
+                ]
+    _print_rows(rows, options.json)
+
+
+def _add_design(add: Add) -> None:
+    parser = add(
+        "design",
+        _design,
+        "write sequences for a backbone",
+        "pyrosys design proteinmpnn-v48-020 backbone.pdb --chains A --fixed A:1-10,52A --samples 8 > designs.fasta",
+    )
+    _add_name(parser)
+    parser.add_argument("structure", type=Path, help="PDB or mmCIF file, also compressed with gzip")
+    _add_residues(parser, "design")
+    parser.add_argument("--samples", type=int, default=1, help="how many sequences (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.1, help="0 for the most probable letters (default: 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first sequence (default: 0)")
+    parser.add_argument("--omit", default="X", metavar="LETTERS", help="letters never to write (default: X)")
+    _add_json(parser)
+    _add_device(parser)
+
+
+def _design(options: argparse.Namespace) -> None:
+    """Write sequences for a backbone, in FASTA, with chains set apart by "/".
+
+    The header of a sequence says the mean log-probability of what was designed, the share of it that is as in the
+    structure, and the seed that gives the sequence again.
+    """
+    from pyrosys.inverse_folding import InverseFolding
+    from pyrosys.structure import read_structure
+
+    structure = read_structure(options.structure)
+    model = _load_model(options, InverseFolding, "designs sequences")
+    designs = model.design(
+        structure,
+        chains=options.chains,
+        fixed=options.fixed,
+        temperature=options.temperature,
+        samples=options.samples,
+        seed=options.seed,
+        omit=options.omit,
+    )
+    rows = [
+        {**_describe(structure.name, design), "recovery": design.recovery, "seed": design.seed} for design in designs
+    ]
+    if options.json:
+        _print_json(rows)
+        return
+    for row in rows:
+        numbers = f"{row['average_log_probability']:.4f} recovery={row['recovery']:.4f} seed={row['seed']}"
+        print(f">{row['name']} average_log_probability={numbers}\n{'/'.join(row['chains'].values())}")
+
+
+def _add_port(add: Add) -> None:
+    parser = add(
+        "port",
+        _port,
+        "move a checkpoint into another implementation, with proof",
+        "pyrosys port esm2_t6_8M_UR50D.safetensors --source theirs:build --target esm2-8m --inputs theirs:inputs \\\n"
+        "    --output ported",
+    )
+    parser.add_argument("checkpoint", help="the weights of the source: file, directory, URL, hf:// or pypi:// address")
+    parser.add_argument("--source", required=True, metavar="MODEL", help="implementation that the checkpoint is for")
+    parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
+    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
+    parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument("--output", type=Path, required=True, help="directory to create")
+
+
+def _port(options: argparse.Namespace) -> None:
+    """Move a checkpoint into another implementation of the same model, by structure, with proof that both agree.
+
+    Writes model.safetensors, plan.json and certificate.json into a new directory, all of them or none.
+
+    A MODEL is the name of a model in the zoo, or MODULE:CALLABLE, where the callable takes no arguments and returns a
+    torch module. MODULE is found like any import, and in the current directory. Inputs are what `pyrosys.match` takes:
+    a tuple, a dict, pyrosys.Inputs, or a list of these.
+    """
+    if options.output.exists():
+        raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
+    source, target = _build(options.source), _build(options.target)
+    inputs = _call(options.inputs) if options.inputs else getattr(target, "example_input_array", None)
+    if inputs is None:
+        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
+    target_inputs = _call(options.target_inputs) if options.target_inputs else None
+    result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
+    with _replacing(options.output) as directory:
+        directory.mkdir()
+        pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
+        result.plan.save(directory / "plan.json")
+        result.certificate.save(directory / "certificate.json")
+    print(result.certificate.report())
+
+
+def _add_fingerprint(add: Add) -> None:
+    parser = add("fingerprint", _fingerprint, "identify a model by its structure", "pyrosys fingerprint esm2-8m")
+    parser.add_argument("model", metavar="MODEL", help="name in the zoo, or MODULE:CALLABLE that builds a torch module")
+    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run it on (default: the model's own)")
+    _add_json(parser)
+
+
+def _fingerprint(options: argparse.Namespace) -> None:
+    """Identify a model and each of its submodules by structure.
+
+    Names, nesting and layout of weights do not matter, and no weights are needed.
+    """
+    inputs = _call(options.inputs) if options.inputs else None
+    result = pyrosys.fingerprint(_build(options.model), inputs)
+    if options.json:
+        _print_json({"model": result.model, "submodules": result.submodules})
+    else:
+        _print_table((), [(result.model, options.model), *((value, name) for name, value in result.submodules.items())])
+
+
+def _demo(options: argparse.Namespace) -> None:
+    """Design with real weights and move a checkpoint between two implementations, on this machine."""
+    from pyrosys import demo
+
+    demo.run()
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a model of the zoo; `pyrosys list` shows all")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="where to run, such as cuda (default: cpu)")
+
+
+def _add_residues(parser: argparse._ActionsContainer, verb: str) -> None:
+    parser.add_argument("--chains", nargs="+", metavar="CHAIN", help=f"chains to {verb} (default: all)")
+    parser.add_argument(
+        "--fixed",
+        type=_residues,
+        nargs="+",
+        action=_Merge,
+        metavar="CHAIN:RESIDUES",
+        help=f"residues of these chains not to {verb}, numbered as in the file: A:1-10,52A",
+    )
+
+
+class _Merge(argparse.Action):
+    """Gather residues of several chains in one mapping."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        residues: dict[str, list[int | str]] = {}
+        for chain, labels in values:
+            residues.setdefault(chain, []).extend(labels)
+        setattr(namespace, self.dest, residues)
+
+
+def _residues(text: str) -> tuple[str, list[int | str]]:
+    """Read residues such as ``A:1-10,52A``."""
+    chain, colon, labels = text.partition(":")
+    residues: list[int | str] = []
+    for label in labels.split(","):
+        span = re.fullmatch(r"(-?\d+)-(-?\d+)", label)
+        if span:
+            residues += range(int(span[1]), int(span[2]) + 1)
+        elif re.fullmatch(r"-?\d+[A-Za-z]?", label):
+            residues.append(label)
+        else:
+            colon = ""
+    if not (chain and colon and residues):
+        raise argparse.ArgumentTypeError(f"expected a chain and its residues, such as A:1-10,52A, found {text!r}")
+    return chain, residues
+
+
+def _load_model(options: argparse.Namespace, kind: type[Kind] | tuple[type[Kind], ...], purpose: str) -> Kind:
+    """Load the model by name to the device, if it is of the kind that is needed."""
+    model = pyrosys.load(options.name)
+    if not isinstance(model, kind):
+        raise InputError(
+            f"Expected a model that {purpose}, found {options.name}, whose tasks are "
+            f"{', '.join(pyrosys.info(options.name)['task'])}. `pyrosys list` shows the tasks of each."
+        )
+    return model.to(options.device)
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Gather the options that were given."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _refuse(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options that this kind of model does not have."""
+    for name in _given(options, *names):
+        raise InputError(
+            f"Expected no --{name} for {options.name}, found one. `pyrosys score --help` tells which options go with "
+            "which kind of model."
+        )
+
+
+def _build(model: str) -> nn.Module:
+    """Build a torch module from the name of a model in the zoo, without its weights, or from MODULE:CALLABLE."""
+    return _call(model) if ":" in model else pyrosys.catalogue.build(model)
+
+
+def _call(reference: str) -> Any:
+    """Call what MODULE:CALLABLE names."""
+    module, _, name = reference.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"Expected MODULE:CALLABLE that can be imported here, found {reference!r}: {error}. "
+            "Run the command in the directory of the module, or install it."
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    return function()
+
+
+def _read_fasta(path: Path) -> Iterator[tuple[str, str]]:
+    """Read names, the first words of the headers, and sequences, one after the other."""
+    from biotite import InvalidFileError
+    from biotite.sequence.io.fasta import FastaFile
+
+    found = False
+    try:
+        for header, sequence in FastaFile.read_iter(str(path)):
+            found = True
+            yield header.partition(" ")[0], sequence
+    except (InvalidFileError, UnicodeDecodeError, FileNotFoundError) as error:
+        raise InputError(f"Expected a FASTA file at {path}, found: {error}. Check the path.") from error
+    if not found:
+        raise InputError(f"Expected sequences in {path}, each under a line that begins with >, found none.")
+
+
+def _describe(name: str, score: Score) -> dict[str, Any]:
+    """Gather what is printed of a sequence on a backbone."""
+    return {
+        "name": name,
+        "average_log_probability": score.average,
+        "perplexity": score.perplexity,
+        "chain_averages": score.chain_averages,
+        "chains": score.chains,
+    }
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Write a file or directory beside its place, and move it there when it is complete."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pyrosys-", dir=path.absolute().parent) as directory:
+        unfinished = Path(directory, path.name)
+        yield unfinished
+        unfinished.replace(path)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print rows of equal keys, as JSON or as a table of the values that are not collections."""
+    if as_json:
+        _print_json(rows)
+        return
+    columns = [key for key, value in rows[0].items() if not isinstance(value, dict)]
+    texts = [[f"{row[key]:.4f}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]
+    _print_table(columns, texts)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that are as wide as their longest text."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
