@@ -178,7 +178,7 @@ class MaskedLanguageModel(Model[Config]):
                 no such method.
 
         Source:
-            Meier et al. 2021, https://doi.org/10.1101/2021.07.09.450648, appendix A.
+            Meier et al. 2021, https://doi.org/10.1101/2021.07.09.450648.
 
         Example:
             >>> from pyrosys.zoo.esm import ESM, ESMConfig
@@ -223,7 +223,7 @@ class MaskedLanguageModel(Model[Config]):
             InputError: The sequence is empty or too long, or has an unknown letter or a residue that is hidden already.
 
         Source:
-            Salazar et al. 2020, https://doi.org/10.18653/v1/2020.acl-main.240, equation 3.
+            Salazar et al. 2020, https://doi.org/10.18653/v1/2020.acl-main.240.
         """
         (residues,) = self._read([sequence])
         if self.alphabet.mask in residues:

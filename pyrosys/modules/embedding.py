@@ -22,7 +22,7 @@ class TokenEmbedding(nn.Embedding):
         dropped: Index of the mask token, to switch token dropout on.
 
     Source:
-        Rives et al. 2021, https://doi.org/10.1073/pnas.2016239118; the scale as in fair-esm.
+        The models of fair-esm 2.0.0, from ESM-1b on.
 
     Example:
         >>> embedding = TokenEmbedding(33, 16, padding=1, dropped=32)

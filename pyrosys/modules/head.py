@@ -45,7 +45,7 @@ class ContactHead(nn.Module):
         maps: Number of attention maps: layers times heads.
 
     Source:
-        Rao et al. 2021, https://openreview.net/forum?id=fylclEqgvgd, section 3.2.
+        Rao et al. 2021, https://openreview.net/forum?id=fylclEqgvgd.
 
     Example:
         >>> contacts = ContactHead(12)(torch.rand(2, 12, 7, 7))
@@ -67,7 +67,7 @@ def average_product_correction(maps: Float[Tensor, "*batch length length"]) -> F
     """Take away from each entry what its row's and column's sums alone would predict.
 
     Source:
-        Dunn et al. 2008, https://doi.org/10.1093/bioinformatics/btm604, equation 4.
+        Dunn et al. 2008, https://doi.org/10.1093/bioinformatics/btm604.
 
     Example:
         >>> average_product_correction(torch.ones(3, 3)).abs().max()  # all of it is background

@@ -69,7 +69,7 @@ class RotaryPosition(nn.Module):
             checkpoints trained in half precision hold rounded ones.
 
     Source:
-        Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34.
+        Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.
 
     Example:
         >>> query, key = torch.randn(2, 1, 4, 9, 8)
