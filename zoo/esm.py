@@ -4,7 +4,7 @@ Papers: ESM-2, Lin et al. 2023, https://doi.org/10.1126/science.ade2574; ESM-1b,
 https://doi.org/10.1073/pnas.2016239118; ESM-1v, Meier et al. 2021, https://doi.org/10.1101/2021.07.09.450648; the
 contact head, Rao et al. 2021, https://openreview.net/forum?id=fylclEqgvgd.
 
-Reference implementations: fair-esm 2.0.0 (licence: MIT) and transformers 5.23 (Apache-2.0). Licence of all weights: MIT.
+Reference implementations: fair-esm 2.0.0 (MIT) and transformers 5.23 (Apache-2.0). Licence of all weights: MIT.
 """
 
 from __future__ import annotations
@@ -97,11 +97,7 @@ class ESM(MaskedLanguageModel[ESMConfig]):
         return self.norm(x) if layer in (None, len(self.layers)) else x
 
     def contact_probabilities(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch residues residues"]:
-        """Predict which residues have their C-beta atoms within 8 Å, without the start and end tokens.
-
-        Raises:
-            InputError: The model was released without a contact head.
-        """
+        """The same as ``contacts``, for a batch of tokens; start and end are left out, padding is not."""
         if self.contact_head is None:
             raise InputError("Expected a model with a contact head, found one released without. Use ESM-2 or ESM-1b.")
         x, mask = self._embed_tokens(tokens)
@@ -114,15 +110,9 @@ class ESM(MaskedLanguageModel[ESMConfig]):
         return self.contact_head((torch.cat(maps, dim=1) * pairs)[..., 1:-1, 1:-1])
 
     def contacts(self, sequences: Iterable[str], *, batch_tokens: int = 1024) -> list[Tensor] | Iterator[Tensor]:
-        """Predict which residues touch.
+        """Predict which residues have their C-beta atoms within 8 Å: probabilities ``(length, length)`` per sequence.
 
-        Args:
-            sequences: One-letter codes.
-            batch_tokens: Largest number of tokens in a batch; memory grows with this and with the longest sequence.
-
-        Returns:
-            One tensor per sequence, ``(length, length)``: the probability that two C-beta atoms are within 8 Å. It
-            means little for residues less than 6 apart, which the head was not fitted to.
+        The head was fitted to residues at least 6 apart. Memory grows with ``batch_tokens`` times the longest sequence.
 
         Raises:
             InputError: A sequence cannot be used, or the model was released without a contact head.
