@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyrosys.inverse_folding import Score
+    from pyrosys.model import Model
 
 __all__ = ["main"]
 
@@ -33,7 +35,7 @@ ERROR = 2  # as argparse exits when it cannot read the arguments
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 Command = Callable[[argparse.Namespace], None]
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound="Model")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,6 +101,8 @@ def _add_list(add: Add) -> None:
 def _list(options: argparse.Namespace) -> None:
     """List the models of the zoo: name, number of parameters, licence of the weights, and what they can do."""
     cards = {name: pyrosys.info(name) for name in pyrosys.list_models(options.pattern)}
+    if not cards:
+        raise InputError(f"Expected a name or pattern of the zoo, found {options.pattern!r}. `pyrosys list` shows all.")
     if options.json:
         _print_json(cards)
         return
@@ -175,9 +179,12 @@ def _embed(options: argparse.Namespace) -> None:
     from pyrosys.language import MaskedLanguageModel
 
     names = [name for name, _ in _read_fasta(options.fasta)]
-    repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if repeated is not None:
-        raise InputError(f"Expected names that differ in {options.fasta}, found {repeated!r} twice. Rename one.")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"Expected a name of its own for each sequence in {options.fasta}, found {repeated[0]!r} more than once. "
+            "Rename one."
+        )
     model = _load_model(options, MaskedLanguageModel, "embeds sequences")
     sequences = (sequence for _, sequence in _read_fasta(options.fasta))
     embeddings = model.embed(sequences, layer=options.layer, pool=options.pool, batch_tokens=options.batch_tokens)
@@ -425,7 +432,12 @@ def _load_model(options: argparse.Namespace, kind: type[Kind] | tuple[type[Kind]
             f"Expected a model that {purpose}, found {options.name}, whose tasks are "
             f"{', '.join(pyrosys.info(options.name)['task'])}. `pyrosys list` shows the tasks of each."
         )
-    return model.to(options.device)
+    try:
+        return model.to(options.device)
+    except (RuntimeError, AssertionError) as error:  # the second is what torch says where it was built without CUDA
+        raise InputError(
+            f"Expected a device of this machine, such as cpu, found {options.device!r}: {error}"
+        ) from error
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -444,7 +456,9 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 
 def _build(model: str) -> nn.Module:
     """Build a torch module from the name of a model in the zoo, without its weights, or from MODULE:CALLABLE."""
-    return _call(model) if ":" in model else pyrosys.catalogue.build(model)
+    from pyrosys.catalogue import build
+
+    return _call(model) if ":" in model else build(model)
 
 
 def _call(reference: str) -> Any:
@@ -460,6 +474,10 @@ def _call(reference: str) -> Any:
         ) from error
     finally:
         sys.path.remove(os.getcwd())
+    if not callable(function):
+        raise InputError(
+            f"Expected {reference!r} to be a function, found a {type(function).__name__}. Name a function."
+        )
     return function()
 
 
@@ -472,7 +490,10 @@ def _read_fasta(path: Path) -> Iterator[tuple[str, str]]:
     try:
         for header, sequence in FastaFile.read_iter(str(path)):
             found = True
-            yield header.partition(" ")[0], sequence
+            name = header.partition(" ")[0]
+            if not name:
+                raise InputError(f"Expected a name after each > in {path}, found none. Give each sequence one.")
+            yield name, sequence
     except (InvalidFileError, UnicodeDecodeError, FileNotFoundError) as error:
         raise InputError(f"Expected a FASTA file at {path}, found: {error}. Check the path.") from error
     if not found:

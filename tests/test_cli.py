@@ -1,0 +1,265 @@
+"""The command line: what each command prints and writes, and how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+import pyrosys
+from pyrosys.cli import main
+from pyrosys.errors import SourceError
+from pyrosys.zoo.esm import ESM, ESMConfig
+from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
+
+DATA = Path(__file__).parent / "data"
+BACKBONE = str(DATA / "1ubq.pdb")
+COMMANDS = ("list", "info", "load", "embed", "score", "design", "port", "fingerprint", "demo")
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
+    """Two tiny models in place of the zoo."""
+    models = {
+        "language": ESM(ESMConfig(layers=2, width=16, heads=4)).eval(),
+        "folding": ProteinMPNN(ProteinMPNNConfig(width=16, neighbours=8)).eval(),
+    }
+
+    def load(name: str) -> nn.Module:
+        if name not in models:
+            raise SourceError(f"Expected a name in the zoo, found {name!r}. Names are: language, folding.")
+        return models[name]
+
+    def info(name: str) -> dict[str, object]:
+        load(name)
+        source = {"uri": f"https://example.org/{name}.safetensors", "sha256": None, "size": 7}
+        return {"name": name, "parameters": 1234, "weights_licence": "MIT", "task": ["score"], "sources": [source]}
+
+    monkeypatch.setitem(vars(pyrosys), "load", load)
+    monkeypatch.setitem(vars(pyrosys), "info", info)
+    monkeypatch.setitem(
+        vars(pyrosys), "list_models", lambda pattern: [name for name in models if pattern in ("*", name)]
+    )
+    return models
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    path = tmp_path / "proteins.fasta"
+    path.write_text(">first a protein\nMKTA\nYI\n>second\nGS\n")
+    return path
+
+
+def read(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that succeeds, and return what it prints."""
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails, and return what it says of that, in one paragraph."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("pyrosys: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--help"])
+    assert tuple(re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"  pyrosys {command}" in text.partition("example:")[2]
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys; from pyrosys.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"biotite", "networkx", "numpy", "torch"} & set(result.stdout.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pyrosys {pyrosys.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["absent"], ["info"], ["design", "folding", "x.pdb", "--fixed", "A"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        main(arguments)
+    assert "usage: pyrosys" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("zoo")
+def test_errors_are_explained_in_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "found 'absent'" in fail(capsys, "load", "absent")
+
+
+def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(name: str) -> nn.Module:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(pyrosys), "load", interrupt)
+    assert main(["load", "language"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("zoo")
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    header, *rows = read(capsys, "list").splitlines()
+    assert header.split() == ["name", "parameters", "weights", "tasks"]
+    assert [row.split() for row in rows] == [[name, "1,234", "MIT", "score"] for name in ("language", "folding")]
+    assert list(json.loads(read(capsys, "list", "folding", "--json"))) == ["folding"]
+
+
+@pytest.mark.usefixtures("zoo")
+def test_list_of_no_match_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'absent'" in fail(capsys, "list", "absent")
+
+
+@pytest.mark.usefixtures("zoo")
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    text = read(capsys, "info", "language")
+    assert "MIT" in text
+    assert "https://example.org/language.safetensors" in text
+    assert json.loads(read(capsys, "info", "language", "--json")) == pyrosys.info("language")
+
+
+def test_load(zoo: dict[str, nn.Module], capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(read(capsys, "load", "folding", "--json"))
+    assert facts["class"] == "pyrosys.zoo.proteinmpnn:ProteinMPNN"
+    assert facts["parameters"] == sum(parameter.numel() for parameter in zoo["folding"].parameters())
+    assert f"{facts['parameters']:,} parameters" in read(capsys, "load", "folding")
+
+
+def test_embed_writes_what_the_model_gives(
+    zoo: dict[str, nn.Module], fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = zoo["language"]
+    assert isinstance(model, ESM)
+    output = tmp_path / "new" / "embeddings.npz"
+    assert read(capsys, "embed", "language", str(fasta), "--output", str(output)) == ""
+    with np.load(output) as arrays:
+        for (name, array), expected in zip(arrays.items(), model.embed(["MKTAYI", "GS"]), strict=True):
+            assert name in ("first", "second")
+            np.testing.assert_array_equal(array, expected.numpy())
+    read(capsys, "embed", "language", str(fasta), "--pool", "mean", "--layer", "1", "--output", str(output))
+    with np.load(output) as arrays:
+        expected = model.embed(["MKTAYI", "GS"], pool="mean", layer=1).numpy()
+        np.testing.assert_array_equal(np.stack([arrays["first"], arrays["second"]]), expected)
+    assert [path.name for path in output.parent.iterdir()] == ["embeddings.npz"]
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">a\nMK\n>a\nGS\n", "found 'a' more than once"),
+        (">a\nMK\n>b\nM?\n", "'?'"),
+        ("", "found none"),
+        ("> \nMK\n", "a name"),
+    ],
+)
+def test_embed_leaves_nothing_behind_when_it_fails(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fasta = tmp_path / "proteins.fasta"
+    fasta.write_text(text)
+    assert message in fail(capsys, "embed", "language", str(fasta), "--output", str(tmp_path / "embeddings.npz"))
+    assert list(tmp_path.iterdir()) == [fasta]
+
+
+@pytest.mark.usefixtures("zoo")
+def test_embed_needs_a_language_model(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fail(capsys, "embed", "folding", str(fasta), "--output", str(tmp_path / "embeddings.npz"))
+    assert "embeds sequences" in message
+
+
+@pytest.mark.usefixtures("zoo")
+def test_missing_file_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "absent.fasta" in fail(capsys, "score", "language", str(tmp_path / "absent.fasta"))
+
+
+def test_score_of_sequences(zoo: dict[str, nn.Module], fasta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo["language"]
+    assert isinstance(model, ESM)
+    rows = json.loads(read(capsys, "score", "language", str(fasta), "--json"))
+    assert [row["name"] for row in rows] == ["first", "second"]
+    assert rows[0]["pseudo_perplexity"] == pytest.approx(model.pseudo_perplexity("MKTAYI"))
+    assert f"first   {rows[0]['pseudo_perplexity']:.4f}" in read(capsys, "score", "language", str(fasta))
+
+
+def test_score_of_variants(zoo: dict[str, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo["language"]
+    assert isinstance(model, ESM)
+    fasta = tmp_path / "wild-type.fasta"
+    fasta.write_text(">wild\nMKTAYI\n")
+    arguments = ("score", "language", str(fasta), "--method", "wildtype-marginal", "--mutations", "K2R", "K2R:A4G")
+    rows = json.loads(read(capsys, *arguments, "--json"))
+    assert [row["variant"] for row in rows] == ["K2R", "K2R:A4G"]
+    assert [row["score"] for row in rows] == model.score("MKTAYI", ["K2R", "K2R:A4G"], "wildtype-marginal")
+
+
+def test_score_on_a_backbone(zoo: dict[str, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo["folding"]
+    assert isinstance(model, ProteinMPNN)
+    structure = pyrosys.read_structure(BACKBONE)
+    arguments = ("score", "folding", BACKBONE, "--chains", "A", "--samples", "2", "--seed", "5", "--fixed", "A:1-3,7")
+    (row,) = json.loads(read(capsys, *arguments, "--json"))
+    expected = model.score(structure, chains=["A"], fixed={"A": [1, 2, 3, 7]}, samples=2, seed=5)
+    assert row["average_log_probability"] == pytest.approx(expected.average)
+    fasta = tmp_path / "sequences.fasta"
+    fasta.write_text(f">alanines\n{'A' * len(structure)}\n>native\n{structure.sequence}\n")
+    rows = json.loads(read(capsys, *arguments, "--sequences", str(fasta), "--json"))
+    assert [row["name"] for row in rows] == ["alanines", "native"]
+    assert rows[1]["average_log_probability"] == pytest.approx(expected.average)
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(
+    "arguments", [["folding", BACKBONE, "--mutations", "K2R"], ["language", BACKBONE, "--seed", "1"]]
+)
+def test_score_refuses_options_of_other_models(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"Expected no {arguments[2]} for {arguments[0]}" in fail(capsys, "score", *arguments)
+
+
+def test_design(zoo: dict[str, nn.Module], capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo["folding"]
+    assert isinstance(model, ProteinMPNN)
+    structure = pyrosys.read_structure(BACKBONE)
+    arguments = ("design", "folding", BACKBONE, "--samples", "2", "--seed", "3", "--fixed", "A:1-9", "--omit", "CX")
+    designs = model.design(structure, fixed={"A": range(1, 10)}, samples=2, seed=3, omit="CX")
+    lines = read(capsys, *arguments).splitlines()
+    assert lines[1::2] == [design.sequence for design in designs]
+    assert [line.split()[-1] for line in lines[::2]] == ["seed=3", "seed=4"]
+    rows = json.loads(read(capsys, *arguments, "--json"))
+    assert [row["recovery"] for row in rows] == [design.recovery for design in designs]
+    assert [row["chains"]["A"][:9] for row in rows] == [structure.sequence[:9]] * 2
+
+
+@pytest.mark.usefixtures("zoo")
+def test_unknown_device_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'abacus'" in fail(capsys, "design", "folding", BACKBONE, "--device", "abacus")
+
+
+@pytest.mark.parametrize(
+    "reference", ["absent_module:build", "pyrosys:absent", ":build", "pyrosys:", "pyrosys:__all__"]
+)
+def test_references_that_cannot_be_imported_are_explained(reference: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference in fail(capsys, "fingerprint", reference)
