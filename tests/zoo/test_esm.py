@@ -1,6 +1,7 @@
 """ESM: the official numbers, padding, precision and contacts."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ def sharp(config: ESMConfig) -> ESM:
     return model
 
 
-def on_meta(name: str) -> ESM:
+@functools.cache
+def on_meta(config: ESMConfig) -> ESM:
     with torch.device("meta"):
-        return ESM(SIZES[name])
+        return ESM(config)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def on_meta(name: str) -> ESM:
     ],
 )
 def test_sizes_are_the_official_ones(name: str, layers: int, width: int, heads: int) -> None:
-    model = on_meta(name)
+    model = on_meta(SIZES[name])
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     assert len(model.layers) == layers
     assert shapes["embedding.weight"] == (33, width)
