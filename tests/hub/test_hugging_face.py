@@ -94,6 +94,7 @@ def test_another_version_than_the_one_on_record_stays_in_the_cache(repository: H
     repository.add("model.safetensors", content)
     with pytest.raises(IntegrityError, match=f"SHA-256 {'0' * 64}"):
         fetch(URI, sha256="0" * 64)
+    assert fetch(URI, offline=True).read_bytes() == content
     with pytest.raises(IntegrityError, match="3 bytes"):
         fetch(URI, size=3)
     assert fetch(URI, offline=True).read_bytes() == content

@@ -15,6 +15,7 @@ import pytest
 from pyrosys.errors import InputError, IntegrityError, SourceError
 from pyrosys.hub import fetch, fetch_first, file_sha256
 from pyrosys.hub.cache import Cache
+from pyrosys.hub.sources import Source
 from tests.hub.servers import Server, answer
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +171,7 @@ def test_queries_reach_the_server_and_nothing_else(uri: str, cache: Path) -> Non
 def test_a_missing_file_and_a_dead_server_say_so(uri: str) -> None:
     with pytest.raises(SourceError, match="the server answered 404"):
         fetch(f"{uri}.absent")
-    with pytest.raises(SourceError, match="Could not download http://127.0.0.1:1/x"):
+    with pytest.raises(SourceError, match=r"Could not download http://127\.0\.0\.1:1/x"):
         fetch("http://127.0.0.1:1/x")
 
 
@@ -179,7 +180,7 @@ def test_a_cut_connection_is_noticed(uri: str, server: Server, cache: Path) -> N
         answer(handler, CONTENT[:1000], Content_Length=str(len(CONTENT)))
 
     server.answers["/weights.pt"] = cut
-    with pytest.raises(SourceError, match="Expected 3,000,000 bytes .* ended after 1,000"):
+    with pytest.raises(SourceError, match=r"Expected 3,000,000 bytes .* ended after 1,000"):
         fetch(uri)
     assert not (cache / "objects").exists()
 
@@ -201,7 +202,7 @@ def test_secure_redirects_are_followed_and_others_refused(uri: str, server: Serv
         server.answers[path] = lambda handler, location=location: answer(handler, status=302, Location=location)
     assert fetch(f"{server.url}/good").read_bytes() == CONTENT
     for path in ("/bad", "/file"):
-        with pytest.raises(SourceError, match="is not secure|is not allowed"):
+        with pytest.raises(SourceError, match=r"is not secure|is not allowed"):
             fetch(server.url + path)
 
 
@@ -293,7 +294,7 @@ def test_what_is_here_is_used_before_any_source_is_asked(uri: str, server: Serve
 def test_sources_may_have_records_of_their_own(uri: str, server: Server) -> None:
     server.files["/other.pt"] = b"the same weights in another format"
     other = hashlib.sha256(server.files["/other.pt"]).hexdigest()
-    sources = [
+    sources: list[Source] = [
         {"uri": f"{server.url}/dead.pt", "sha256": None, "size": None},
         {"uri": f"{server.url}/other.pt", "sha256": other, "size": 34},
     ]

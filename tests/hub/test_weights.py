@@ -314,5 +314,5 @@ def test_values_that_are_not_finite_are_named() -> None:
 
 
 def test_only_the_first_broken_names_are_shown() -> None:
-    with pytest.raises(WeightsError, match="in 12 tensors: 'n0', .*'n9', …"):
+    with pytest.raises(WeightsError, match=r"in 12 tensors: 'n0', .*'n9', …"):
         check_finite({f"n{number}": torch.tensor(float("nan")) for number in range(12)})
