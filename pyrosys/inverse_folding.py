@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from pyrosys.errors import InputError
 from pyrosys.model import Model
@@ -27,7 +28,8 @@ __all__ = ["Design", "InverseFolding", "Score", "decoded_before", "example_backb
 
 Config = TypeVar("Config")
 
-RESIDUES_AT_ONCE = 2000  # bounds memory: the decoder needs about 100 kB for each
+RESIDUES_AT_ONCE = 2000  # bounds memory: the decoder needs several 100 kB for each
+PATIENCE = 3.0  # seconds before a progress bar appears
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,24 +179,25 @@ class InverseFolding(Model[Config]):
         What is decoded before is random, but for residues outside ``chains`` and ``fixed`` ones, which come first.
         Arguments and errors are those of ``score``.
         """
-        graph = self._encode(structure)
-        tokens = self._tokens(structure, sequence)
+        tokens = self._tokens(structure, sequence).to(self.device)
         designed = self._designed(structure, chains, fixed)
         orders = torch.stack([_decoding_order(designed, draw) for draw in _generators(samples, seed)])
+        graph = self._encode(structure)
         results = []
         for order in orders.to(self.device).split(_at_once(structure)):
             batch = _repeat(graph, len(order))
             with self._evaluation():
                 decoded = decoded_before(order, batch.neighbours)
-                results.append(self.decode(batch, tokens.to(self.device).expand_as(order), decoded).cpu())
-        return torch.cat(results)
+                results.append(self.decode(batch, tokens.expand_as(order), decoded))
+        return torch.cat(results).to("cpu", self._precision)
 
     def unconditional(self, structure: Structure) -> Float[Tensor, "length letters"]:
         """Log-probabilities of every letter at each residue, given the backbone and no residue at all."""
         graph = self._encode(structure)
         tokens = self._tokens(structure, None).to(self.device)  # none of them is seen
         with self._evaluation():
-            return self.decode(graph, tokens[None], torch.zeros_like(graph.edge_mask)).squeeze(0).cpu()
+            result = self.decode(graph, tokens[None], torch.zeros_like(graph.edge_mask))
+        return result.squeeze(0).to("cpu", self._precision)
 
     def design(
         self,
@@ -226,28 +229,35 @@ class InverseFolding(Model[Config]):
         """
         if not 0 <= temperature < float("inf"):
             raise InputError(f"Expected a temperature of at least 0, found {temperature}. The usual one is 0.1.")
-        graph = self._encode(structure)
         native = self._tokens(structure, None)
         designed = self._designed(structure, chains, fixed)
         preference = self._preference(len(structure), omit, bias)
         generators = _generators(samples, seed)
+        graph = self._encode(structure)
         designs: list[Design] = []
-        for start in range(0, samples, _at_once(structure)):
-            draws = generators[start : start + _at_once(structure)]
-            orders = torch.stack([_decoding_order(designed, draw) for draw in draws])
-            gumbel = torch.stack([-torch.empty_like(preference).exponential_(generator=draw).log() for draw in draws])
-            with self._evaluation():
-                written, log_probabilities = self.sample(
-                    _repeat(graph, len(orders)),
-                    native.expand_as(orders).to(self.device),
-                    orders.to(self.device),
-                    designed.expand_as(orders).to(self.device),
-                    (preference + temperature * gumbel).to(self.device),
-                )
-            for tokens, scores in zip(written.cpu(), log_probabilities.cpu(), strict=True):
-                fit = self._fit(structure, tokens, designed, scores)
-                designs.append(Design(*fit, temperature=temperature, seed=seed + len(designs)))
+        with tqdm(total=samples, unit="sequence", delay=PATIENCE, leave=False, disable=None) as progress:
+            for start in range(0, samples, _at_once(structure)):
+                draws = generators[start : start + _at_once(structure)]
+                orders = torch.stack([_decoding_order(designed, draw) for draw in draws])
+                noise = torch.stack([_gumbel(preference.shape, draw) for draw in draws])
+                with self._evaluation():
+                    written, log_probabilities = self.sample(
+                        _repeat(graph, len(orders)),
+                        native.expand_as(orders).to(self.device),
+                        orders.to(self.device),
+                        designed.expand_as(orders).to(self.device),
+                        (preference + temperature * noise).to(self.device),
+                    )
+                for tokens, scores in zip(written.cpu(), log_probabilities.cpu(), strict=True):
+                    fit = self._fit(structure, tokens, designed, scores)
+                    designs.append(Design(*fit, temperature=temperature, seed=seed + len(designs)))
+                progress.update(len(draws))
         return designs
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """The parameters' own, but no less than float32: distances in half precision are wrong by tenths of an Å."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
@@ -268,10 +278,7 @@ class InverseFolding(Model[Config]):
                 f"Expected residues with {', '.join(self.atoms)}, found none in {structure.name}. "
                 "For structures of CA atoms only there are models of CA only."
             )
-        dtype = torch.promote_types(
-            next(self.parameters()).dtype, torch.float32
-        )  # features are not accurate in half precision
-        coordinates = torch.from_numpy(np.nan_to_num(structure.coordinates)).to(self.device, dtype)
+        coordinates = torch.from_numpy(np.nan_to_num(structure.coordinates)).to(self.device, self._precision)
         indices = (mask, structure.chain_index, structure.residue_index)
         batch = (torch.from_numpy(index).to(self.device)[None] for index in indices)
         with self._evaluation():
@@ -312,14 +319,18 @@ class InverseFolding(Model[Config]):
         letters = set(omit) | (set(bias) if isinstance(bias, Mapping) else set())
         if not letters <= set(self.alphabet) or set(self.alphabet) <= set(omit):
             raise InputError(
-                f"Expected letters among {self.alphabet}, not all of them omitted, found {''.join(sorted(letters))}."
+                f"Expected letters among {self.alphabet}, not all of them omitted, found {''.join(sorted(letters))}. "
+                "Write letters in upper case and leave some to choose from."
             )
-        preference = torch.zeros(length, len(self.alphabet))
+        preference = torch.zeros(length, len(self.alphabet), dtype=self._precision)
         if isinstance(bias, Mapping):
             preference += torch.tensor([float(bias.get(letter, 0.0)) for letter in self.alphabet])
         elif bias is not None:
             if bias.shape != preference.shape:
-                raise InputError(f"Expected a bias of shape {tuple(preference.shape)}, found {tuple(bias.shape)}.")
+                raise InputError(
+                    f"Expected a bias of shape {tuple(preference.shape)}, found {tuple(bias.shape)}. "
+                    "Give one number for each residue and letter."
+                )
             preference += bias.cpu()
         preference[:, [self.alphabet.index(letter) for letter in omit]] = -torch.inf
         return preference
@@ -381,13 +392,22 @@ def example_backbones(generator: torch.Generator, length: int) -> tuple[Tensor, 
 def _generators(samples: int, seed: int) -> list[torch.Generator]:
     """One source of random numbers for each sample, so that no sample depends on how many there are."""
     if samples < 1:
-        raise InputError(f"Expected at least 1 sample, found {samples}.")
+        raise InputError(f"Expected at least 1 sample, found {samples}. Ask for one or more.")
     return [torch.Generator().manual_seed(seed + sample) for sample in range(samples)]
 
 
 def _decoding_order(designed: Bool[Tensor, " length"], generator: torch.Generator) -> Int[Tensor, " length"]:
     """Put the residues in random order, those that are given before those that are designed."""
     return (designed + torch.rand(len(designed), generator=generator)).argsort()
+
+
+def _gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Noise that makes the largest of several sums, log-probability plus noise, a draw from the distribution.
+
+    Source:
+        Gumbel 1954: the maximum of ``log p + noise`` is at each letter with probability ``p``.
+    """
+    return -torch.empty(shape).exponential_(generator=generator).log()
 
 
 def _at_once(structure: Structure) -> int:

@@ -101,7 +101,7 @@ class Structure:
     def observed(self, atoms: Sequence[str]) -> Bool[ndarray, " length"]:
         """Which residues have all of these atoms."""
         places = [ATOMS.index(atom) for atom in atoms]
-        return np.isfinite(self.coordinates[:, places]).reshape(len(self), -1).all(axis=1)
+        return np.isfinite(self.coordinates[:, places].sum(axis=(1, 2)))
 
     def where(self, residues: Mapping[str, Iterable[int | str]]) -> Bool[ndarray, " length"]:
         """Find residues by chain and number.
@@ -210,7 +210,7 @@ def _read_atoms(path: Path, model: int, altloc: Literal["first", "occupancy"]) -
             f"Expected a .pdb, .ent, .cif or .mmcif file, possibly with .gz, found {path}. Convert it first."
         )
     if altloc not in ("first", "occupancy"):
-        raise InputError(f"Expected altloc to be 'first' or 'occupancy', found {altloc!r}.")
+        raise InputError(f"Expected altloc to be 'first' or 'occupancy', found {altloc!r}. Choose one of them.")
     if not path.is_file():
         raise InputError(f"Expected a structure file at {path}, found none. Check the path.")
     choice = "all" if altloc == "first" else altloc  # "first" in biotite drops atoms that have only a second place

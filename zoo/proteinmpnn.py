@@ -184,6 +184,7 @@ def _context(
     return decoded[..., None] * before + ~decoded[..., None] * after
 
 
+# The number is the noise on coordinates in training, in hundredths of an Å.
 SIZES = {
     "proteinmpnn-v48-002": ProteinMPNNConfig(),
     "proteinmpnn-v48-010": ProteinMPNNConfig(),

