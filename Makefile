@@ -20,6 +20,8 @@ DEV := $(VENV)/dev.stamp
 # One thread for each test worker; without this they compete for the processors.
 test bench: export OMP_NUM_THREADS := 1
 
+# In order, so that the counts of the tests close the output of `make check`.
+.NOTPARALLEL:
 .PHONY: bench check clean demo docs format lint test types
 
 demo: $(CORE)
@@ -38,11 +40,7 @@ types: $(DEV)
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .github/mkdocs.yml
 
-check:
-	$(MAKE) lint
-	$(MAKE) types
-	$(MAKE) docs
-	$(MAKE) test
+check: lint types docs test
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
