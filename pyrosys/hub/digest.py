@@ -68,8 +68,8 @@ def _merkle_root(level: list[bytes]) -> bytes:
     if not level:
         return hashlib.sha256().digest()
     while len(level) > 1:
-        halves = zip(level[::2], level[1::2], strict=False)
-        pairs = [hashlib.sha256(b"\x01" + left + right).digest() for left, right in halves]
+        evens = range(0, len(level) - 1, 2)
+        pairs = [hashlib.sha256(b"\x01" + level[left] + level[left + 1]).digest() for left in evens]
         level = pairs + level[2 * len(pairs) :]
     return level[0]
 
