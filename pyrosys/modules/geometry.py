@@ -94,8 +94,8 @@ def alpha_carbon_frames(
     """Orient each residue by the bonds to the CA before and after it.
 
     The rows of a frame are the bisector of the two bonds, their normal, and the cross product of both. A bond is a
-    step of 3.6 to 4.0 Å; the frame is zero where one is missing, and, as in the published model, at the first and the
-    last two residues.
+    step of 3.6 to 4.0 Å, any other step counts as zero. As in the published model, the first and the last two residues
+    have no frame: zeros.
 
     Args:
         points: CA atoms, zero where a residue is not real.
