@@ -272,17 +272,21 @@ class InverseFolding(Model[Config]):
 
     def _encode(self, structure: Structure) -> Graph:
         """Encode a structure as a batch of one."""
-        mask = structure.observed(self.atoms)
-        if not mask.any():
+        coordinates = torch.from_numpy(np.nan_to_num(structure.coordinates)).to(self.device, self._precision)
+        indices = (self._observed(structure), structure.chain_index, structure.residue_index)
+        batch = (torch.from_numpy(index).to(self.device)[None] for index in indices)
+        with self._evaluation():
+            return self.encode(coordinates[None], *batch)
+
+    def _observed(self, structure: Structure) -> Bool[np.ndarray, " length"]:
+        """Find the residues with all atoms that the model needs."""
+        observed = structure.observed(self.atoms)
+        if not observed.any():
             raise InputError(
                 f"Expected residues with {', '.join(self.atoms)}, found none in {structure.name}. "
                 "For structures of CA atoms only there are models of CA only."
             )
-        coordinates = torch.from_numpy(np.nan_to_num(structure.coordinates)).to(self.device, self._precision)
-        indices = (mask, structure.chain_index, structure.residue_index)
-        batch = (torch.from_numpy(index).to(self.device)[None] for index in indices)
-        with self._evaluation():
-            return self.encode(coordinates[None], *batch)
+        return observed
 
     def _tokens(self, structure: Structure, sequence: str | None) -> Int[Tensor, " length"]:
         """Turn a sequence, or the structure's own, into letters by their place in the alphabet."""
@@ -304,7 +308,7 @@ class InverseFolding(Model[Config]):
     ) -> Bool[Tensor, " length"]:
         """Find the residues to score or design: those of the chosen chains that are seen and not fixed."""
         chosen = np.isin(structure.chain_ids, structure.select(structure.chains if chains is None else chains).chains)
-        designed = chosen & structure.observed(self.atoms) & ~structure.where(fixed or {})
+        designed = chosen & self._observed(structure) & ~structure.where(fixed or {})
         if not designed.any():
             raise InputError(
                 f"Expected at least 1 residue of {structure.name} that is not fixed and has coordinates, found none in "
@@ -344,7 +348,7 @@ class InverseFolding(Model[Config]):
     ) -> tuple[Structure, str, Bool[Tensor, " length"], Float[Tensor, " length"]]:
         """Pick the log-probabilities of the letters of a sequence."""
         picked = log_probabilities.gather(1, tokens[:, None]).squeeze(1)
-        unseen = torch.from_numpy(~structure.observed(self.atoms))
+        unseen = torch.from_numpy(~self._observed(structure))
         sequence = "".join(self.alphabet[token] for token in tokens.tolist())
         return structure, sequence, designed, picked.masked_fill(unseen, torch.nan)
 
