@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,8 +284,9 @@ def test_a_file_without_elements(tmp_path: Path) -> None:
 
 
 def test_an_unknown_choice_of_places() -> None:
+    unknown: Any = "second"
     with pytest.raises(InputError, match="'first' or 'occupancy'"):
-        read_structure(DATA / "1ubq.pdb", altloc="second")  # pyright: ignore[reportArgumentType]
+        read_structure(DATA / "1ubq.pdb", altloc=unknown)
 
 
 @pytest.mark.parametrize(("sequence", "length"), [("", 0), ("GG", 3)])

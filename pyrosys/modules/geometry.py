@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def distance(first: Float[Tensor, "*shape 3"], second: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape"]:
+def distance(first: Float[Tensor, "*#shape 3"], second: Float[Tensor, "*#shape 3"]) -> Float[Tensor, "*#shape"]:
     """Euclidean distance, with 1e-6 Å² under the root so that the gradient is finite at zero."""
     return torch.sqrt((first - second).square().sum(-1) + 1e-6)
 
@@ -183,8 +183,8 @@ class AlphaCarbonGeometry(nn.Module):
     """Distances between two residues' CA atoms and those before and after, and the neighbour's place and orientation.
 
     The published model is kept exactly, and it is not invariant: a CA that is missing before or after counts as lying
-    at the origin, and orientations are compared in the frame of the coordinates. Results depend, a little, on how
-    the structure lies in space.
+    at the origin, and orientations are compared in the frame of the coordinates. Predictions depend on how a structure
+    lies in space, most where the origin is inside it.
 
     Args:
         basis: How many radial basis functions describe a distance.

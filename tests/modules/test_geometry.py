@@ -1,3 +1,5 @@
+"""Geometry: oracles, and what moves with a structure and what does not."""
+
 from pathlib import Path
 
 import numpy as np

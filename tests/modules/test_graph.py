@@ -1,3 +1,5 @@
+"""Message passing: what a message may depend on."""
+
 import pytest
 import torch
 
