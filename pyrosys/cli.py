@@ -342,8 +342,9 @@ def _port(options: argparse.Namespace) -> None:
         directory.mkdir()
         pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
         result.plan.save(directory / "plan.json")
-        result.certificate.save(directory / "certificate.json")
-    print(result.certificate.report())
+        certificate = json.dumps(result.certificate.to_json(), indent=2, ensure_ascii=False)
+        (directory / "certificate.json").write_text(f"{certificate}\n", encoding="utf-8")
+    print(result.certificate)
 
 
 def _add_fingerprint(add: Add) -> None:

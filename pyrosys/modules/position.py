@@ -7,7 +7,6 @@ A learned position is added to the tokens, ``mask (B, L)`` to ``(B, L, D)``. A r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -93,7 +92,7 @@ class RotaryPosition(nn.Module):
         cosine, sine = angles.cos().to(query.dtype), angles.sin().to(query.dtype)
         return _turn(query, cosine, sine), _turn(key, cosine, sine)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryPosition:
         # In bfloat16 the angle of position 1000 would be wrong by radians: follow a cast no lower than float32.
         exact = self.frequencies
         super()._apply(fn, recurse)
