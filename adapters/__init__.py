@@ -1,0 +1,10 @@
+"""The structure engine: read a model's structure, match two models, move weights across with proof."""
+
+from pyrosys.adapters.capture import Inputs
+from pyrosys.adapters.card import StructureCard
+from pyrosys.adapters.certificate import Certificate, Comparison
+from pyrosys.adapters.fingerprint import Fingerprint, fingerprint
+from pyrosys.adapters.match import match
+from pyrosys.adapters.plan import Plan
+
+__all__ = ["Certificate", "Comparison", "Fingerprint", "Inputs", "Plan", "StructureCard", "fingerprint", "match"]

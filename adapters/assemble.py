@@ -1,0 +1,445 @@
+"""From common colours to pieces: which element of which source tensor each target element takes.
+
+Features that share a colour belong together. For a contraction the contracted positions are paired next, by the data that
+they meet: the two operands see the same rows of data, in whatever column order each model keeps them. Elements of biases and
+gains pair by colour alone. A target bias without any counterpart is zero, a gain is one; both are declared in the plan.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from pyrosys.adapters.colour import Colouring, Contraction, Place
+from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
+from pyrosys.adapters.piece import Axis, Piece
+from pyrosys.errors import StructureMismatch
+
+__all__ = ["Assembly", "assemble"]
+
+_COLUMN_SIGNATURE = 6
+
+
+@dataclasses.dataclass
+class Assembly:
+    """Pieces per target tensor, and what could not be decided.
+
+    Attributes:
+        pieces: what is copied where.
+        ambiguous: contracted positions that no data tells apart, as sentences; their order is taken from storage.
+        extrapolated: target tensors whose unseen rows continue the pattern of the seen ones.
+        unmatched: places of the target that matter and have no source, as sentences.
+        leftover: places of the source that no target takes.
+    """
+
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    ambiguous: list[str] = dataclasses.field(default_factory=list)
+    extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
+    unmatched: list[str] = dataclasses.field(default_factory=list)
+    leftover: list[Place] = dataclasses.field(default_factory=list)
+    vocabulary: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
+
+
+def assemble(source: Colouring, target: Colouring, tolerance: float) -> Assembly:
+    """Pair the places of two models that were refined in step."""
+    found = Assembly()
+    used: set[Place] = set()
+    index = _Index(source)
+    for place in target.structure.places:
+        if place.kind == "contract":
+            used |= _contraction(place, index, source, target, tolerance, found)
+        elif place.kind == "look up":
+            used |= _look_up(place, index, source, target, found)
+        else:
+            used |= _elements(place, index, source, target, found)
+    found.leftover = [p for p in source.structure.places if p not in used]
+    return found
+
+
+class _Index:
+    """Colours of one side's features, sorted for look-up, by kind of place."""
+
+    def __init__(self, side: Colouring):
+        self.places = side.structure.places
+        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        for number, place in enumerate(self.places):
+            flat = side.families[place].features.reshape(-1)
+            parts.setdefault(place.kind, []).append((flat, torch.full_like(flat, number), torch.arange(len(flat))))
+        self.tables = {}
+        for kind, found in parts.items():
+            colours, places, positions = (torch.cat([part[i] for part in found]) for i in range(3))
+            order = torch.argsort(colours, stable=True)
+            self.tables[kind] = (colours[order], places[order], positions[order])
+
+    def pairs(self, kind: str, colours: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each place number with any of the colours: positions in `colours`, positions in the place, paired by rank."""
+        if kind not in self.tables:
+            return {}
+        sorted_colours, places, positions = self.tables[kind]
+        low = torch.searchsorted(sorted_colours, colours)
+        high = torch.searchsorted(sorted_colours, colours, right=True)
+        rank = _rank_within(colours)
+        counts = high - low
+        mine = torch.repeat_interleave(torch.arange(len(colours)), counts)
+        start = torch.repeat_interleave(low, counts)
+        first = torch.cumsum(counts, 0) - counts
+        at = start + torch.arange(len(mine)) - torch.repeat_interleave(first, counts)
+        out: dict[int, tuple[Tensor, Tensor]] = {}
+        for number in torch.unique(places[at]).tolist():
+            chosen = places[at] == number
+            left, right = mine[chosen], positions[at[chosen]]
+            same_rank = _rank_within(left) == rank[left]
+            out[number] = (left[same_rank], right[same_rank])
+        return out
+
+
+def _rank_within(values: Tensor) -> Tensor:
+    order = torch.argsort(values, stable=True)
+    ordered = values[order]
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    position = torch.arange(len(values))
+    first = torch.cummax(torch.where(new, position, 0), 0).values
+    rank = torch.empty_like(position)
+    rank[order] = position - first
+    return rank
+
+
+# Contractions
+
+
+def _contraction(
+    place: Place, index: _Index, source: Colouring, target: Colouring, tolerance: float, found: Assembly
+) -> set[Place]:
+    geometry: Contraction = target.structure.role[place.node][1]
+    colours = target.families[place].features.reshape(-1)
+    used: set[Place] = set()
+    covered = torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64)
+    for number, (mine, theirs) in index.pairs("contract", colours).items():
+        other_place = index.places[number]
+        other: Contraction = source.structure.role[other_place.node][1]
+        links = _contracted_links(target, place, mine, source, other_place, theirs, tolerance)
+        if links is None:
+            continue
+        mine_k, theirs_k, ambiguous = links
+        if ambiguous:
+            found.ambiguous.append(
+                f"{ambiguous} contracted positions of {_name(place)} meet equal data on every probe; their order is kept"
+            )
+        used.add(other_place)
+        found.pairs.append((other_place, place))
+        width = geometry.features
+        covered.reshape(-1)[mine] += len(mine_k)
+        for group in torch.unique(mine // width).tolist():
+            chosen = mine // width == group
+            for other_group in torch.unique(theirs[chosen] // other.features).tolist():
+                both = chosen & (theirs // other.features == other_group)
+                _join(
+                    (geometry, int(group), mine_k, mine[both] % width),
+                    (other, int(other_group), theirs_k, theirs[both] % other.features),
+                    found,
+                )
+    contracted = geometry.operand_grid(torch.empty(place.operand.meta["shape"], device="meta")).shape[1]
+    missing = int((covered != contracted).any(0).sum() if covered.numel() else 0)
+    if missing:
+        found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
+    return used
+
+
+def _contracted_links(
+    target: Colouring, place: Place, mine: Tensor, source: Colouring, other_place: Place, theirs: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor, int] | None:
+    """Pair the contracted positions of two operands by the data that they meet."""
+    left = _column_signatures(target, place, mine)
+    right = _column_signatures(source, other_place, theirs)
+    joined = torch.cat([left, right])
+    origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
+    groups = torch.unique(origins, return_inverse=True)[1]
+    for column in range(joined.shape[1]):
+        values = joined[:, column]
+        by_value = torch.argsort(values, stable=True)
+        order = by_value[torch.argsort(groups[by_value], stable=True)]
+        g, v = groups[order], values[order]
+        new = torch.ones_like(g, dtype=torch.bool)
+        new[1:] = (g[1:] != g[:-1]) | ((v[1:] - v[:-1]) > tolerance)
+        groups = torch.empty_like(groups)
+        groups[order] = torch.cumsum(new.to(torch.int64), 0) - 1
+    a, b = groups[: len(left)], groups[len(left) :]
+    rank_a, rank_b = _rank_within(a), _rank_within(b)
+    many = max(int(rank_a.max()), int(rank_b.max())) + 1
+    key_a, key_b = a * many + rank_a, b * many + rank_b
+    sorted_b, order_b = torch.sort(key_b)
+    at = torch.searchsorted(sorted_b, key_a).clamp(max=len(sorted_b) - 1)
+    hit = sorted_b[at] == key_a
+    if not bool(hit.any()):
+        return None
+    counts_a, counts_b = torch.bincount(a, minlength=int(groups.max()) + 1), torch.bincount(b, minlength=int(groups.max()) + 1)
+    uneven = (counts_a != counts_b) & (counts_a > 0) & (counts_b > 0)
+    if bool(uneven.any()) and bool(((counts_a > 1) | (counts_b > 1))[uneven].any()):
+        return None
+    ambiguous = int((rank_a > 0).sum())
+    return torch.nonzero(hit).reshape(-1), order_b[at[hit]], ambiguous
+
+
+def _column_origins(side: Colouring, place: Place) -> Tensor:
+    """The deepest chain that leads to each contracted position."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    sketch = side.sketches.get(geometry.data)
+    if sketch is None:
+        sketch = torch.zeros(geometry.data.meta["shape"], dtype=torch.float64)
+    return geometry.data_grid(sketch).amax((0, 1))
+
+
+def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tensor:
+    """Numbers per contracted position: the data it meets, weighted by what the chosen features make of each data row."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    record = side.records[place.node]
+    data = geometry.data_grid(record["data"].detach())
+    gradient = geometry.result_grid(record["gradient"].detach())
+    back = side.back_numbers(place)
+    signature = torch.zeros(data.shape[-1], _COLUMN_SIGNATURE, dtype=torch.float64)
+    width = geometry.features
+    wanted = torch.zeros(geometry.distinct_groups, width, dtype=torch.float64)
+    wanted.reshape(-1)[features] = back.reshape(-1)[features]
+    context = (gradient * wanted[geometry.group_index].unsqueeze(1)).sum(-1)
+    active = (wanted != 0).any(1)[geometry.group_index]
+    for m in range(_COLUMN_SIGNATURE):
+        weight = torch.cos((0.7 + 0.6 * m) * context + 0.4 * m) * active.unsqueeze(1)
+        shaped = torch.cos((0.5 + 0.45 * m) * data + 0.3 * m)
+        signature[:, m] = torch.asinh((weight.unsqueeze(-1) * shaped).sum((0, 1)))
+    return signature
+
+
+def _join(
+    mine: tuple[Contraction, int, Tensor, Tensor], theirs: tuple[Contraction, int, Tensor, Tensor], found: Assembly
+) -> None:
+    """Pieces for paired (contracted, feature) positions of one group each."""
+    geometry, group, my_k, my_j = mine
+    other, other_group, their_k, their_j = theirs
+    for block in geometry.blocks:
+        k_in, block_k = _positions_in(my_k, block.contracted_at)
+        j_in, block_j = _positions_in(my_j, block.features_at)
+        for other_block in other.blocks:
+            k_both, other_k = _positions_in(their_k[k_in], other_block.contracted_at)
+            j_both, other_j = _positions_in(their_j[j_in], other_block.features_at)
+            if len(k_both) == 0 or len(j_both) == 0:
+                continue
+            axes = [
+                (block.contracted[block_k[k_both]], other_block.contracted[other_k]),
+                (block.features[block_j[j_both]], other_block.features[other_j]),
+            ]
+            found.pieces.append(
+                _piece(
+                    (block.root, block.offset + _group_offset(geometry, block, group), geometry.elements),
+                    (other_block.root, other_block.offset + _group_offset(other, other_block, other_group), other.elements),
+                    axes,
+                )
+            )
+
+
+def _group_offset(geometry: Contraction, block: Block, group: int) -> int:
+    first = int(torch.nonzero(geometry.group_index == group)[0])
+    return int(block.groups[first])
+
+
+def _positions_in(wanted: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions in `wanted` that are available, and where."""
+    sorted_available, order = torch.sort(available)
+    at = torch.searchsorted(sorted_available, wanted).clamp(max=max(len(available) - 1, 0))
+    hit = sorted_available[at] == wanted if len(available) else torch.zeros_like(wanted, dtype=torch.bool)
+    return torch.nonzero(hit).reshape(-1), order[at[hit]]
+
+
+def _name_of_root(root: fx.Node) -> str | None:
+    return root.meta.get("parameter")
+
+
+def _piece(
+    target: tuple[fx.Node, int, Elements], source: tuple[fx.Node, int, Elements], lines: Iterable[tuple[Tensor, Tensor]]
+) -> Piece:
+    target_root, target_offset, target_elements = target
+    source_root, source_offset, source_elements = source
+    target_name, source_name = _name_of_root(target_root), _name_of_root(source_root)
+    if target_name is None or source_name is None:
+        side, root = ("target", target_root) if target_name is None else ("source", source_root)
+        raise StructureMismatch(
+            f"Expected a parameter used through views, found one that the {side} computes with {root.target} in "
+            f"{root.meta.get('scope')!r}, and the other model does not compute it. Merge it into a plain parameter first."
+        )
+    axes: list[Axis] = []
+    for mine, theirs in lines:
+        order = torch.argsort(mine)
+        mine, theirs = mine[order], theirs[order]
+        target_offset += int(mine[0])
+        source_offset += int(theirs[0])
+        axes += axes_of(mine - mine[0], theirs - theirs[0])
+    scale = source_elements.scale / target_elements.scale
+    shift = (source_elements.shift - target_elements.shift) / target_elements.scale
+    return Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
+
+
+def axes_of(mine: Tensor, theirs: Tensor) -> list[Axis]:
+    """Paired element numbers that start at zero, as loops where they are regular, as a list where they are not."""
+    regular = strided_axes(mine, theirs)
+    if regular is not None:
+        return [Axis(*axis) for axis in regular]
+    return [Axis(len(mine), tuple(mine.tolist()), tuple(theirs.tolist()))]
+
+
+def _name(place: Place) -> str:
+    names = [n for n in (_parameter_names(place.operand)) if n]
+    return f"{', '.join(names) or place.operand.name} ({place.scope or 'top level'})"
+
+
+def _parameter_names(operand: fx.Node) -> list[str]:
+    found: list[str] = []
+    stack = [operand]
+    while stack:
+        node = stack.pop()
+        if node.op == "placeholder":
+            found.append(node.meta["parameter"])
+        else:
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+# Look-ups
+
+
+def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+    family = target.families[place]
+    assert family.rows is not None
+    used: set[Place] = set()
+    my_rows_seen = torch.unique(target.records[place.node]["index"])
+    for number, (mine, theirs) in index.pairs("look up", family.features).items():
+        other_place = index.places[number]
+        other_family = source.families[other_place]
+        assert other_family.rows is not None
+        their_rows_seen = torch.unique(source.records[other_place.node]["index"])
+        my_seen = family.rows[my_rows_seen]
+        sorted_rows, order = torch.sort(other_family.rows[their_rows_seen])
+        at = torch.searchsorted(sorted_rows, my_seen).clamp(max=len(sorted_rows) - 1)
+        hit = sorted_rows[at] == my_seen
+        if not bool(hit.any()) or len(mine) != len(family.features):
+            continue
+        if not bool(hit.all()) or len(torch.unique(my_seen)) != len(my_seen):
+            found.unmatched.append(f"rows of {_name(place)} that the probe uses and that no source row explains")
+        used.add(other_place)
+        found.pairs.append((other_place, place))
+        row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
+        found.vocabulary[_name(place)] = torch.tensor(sorted(row_map.items()))
+        rows, sources, note = _continued(row_map, family.rows.shape[0], other_family.rows.shape[0])
+        missing = family.rows.shape[0] - len(rows)
+        if missing:
+            found.unmatched.append(
+                f"{missing} of {family.rows.shape[0]} rows of {_name(place)}: no probe looks them up and the rows that are "
+                "looked up do not follow one offset; pass probes that carry every token"
+            )
+        if note:
+            found.extrapolated[_name(place)] = note
+        my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
+        my_lines = _table_lines(my_elements, target.structure.role[place.node][3])
+        their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
+        axes = [
+            (my_lines[1][rows], their_lines[1][sources]),
+            (my_lines[2][mine], their_lines[2][theirs]),
+        ]
+        found.pieces.append(
+            _piece((my_elements.roots[0], my_lines[0], my_elements), (their_elements.roots[0], their_lines[0], their_elements), axes)
+        )
+    if not used:
+        found.unmatched.append(f"the table {_name(place)}")
+    return used
+
+
+def _table_lines(elements: Elements, rows_first: bool) -> tuple[int, Tensor, Tensor]:
+    if elements.strided is not None:
+        offset, lines = elements.lines()
+        a, b = lines[-2], lines[-1]
+    else:
+        numbers = elements.numbers()
+        offset = int(numbers.reshape(-1)[0])
+        a, b = numbers[:, 0] - offset, numbers[0] - offset
+    return (offset, a, b) if rows_first else (offset, b, a)
+
+
+def _continued(row_map: dict[int, int], rows: int, other_rows: int) -> tuple[Tensor, Tensor, str]:
+    """Rows no probe looked up, continued when the seen ones follow one constant offset."""
+    offsets = {theirs - mine for mine, theirs in row_map.items()}
+    if len(row_map) == rows:
+        mine = sorted(row_map)
+        return torch.tensor(mine), torch.tensor([row_map[m] for m in mine]), ""
+    if len(offsets) == 1:
+        (offset,) = offsets
+        mine = [m for m in range(rows) if 0 <= m + offset < other_rows]
+        note = f"{len(row_map)} rows seen, {len(mine) - len(row_map)} more continue at the same offset {offset:+d}"
+        return torch.tensor(mine), torch.tensor([m + offset for m in mine]), note
+    free_mine = sorted(set(range(rows)) - set(row_map))
+    free_theirs = sorted(set(range(other_rows)) - set(row_map.values()))
+    if len(free_mine) == len(free_theirs) == 1:
+        row_map = row_map | {free_mine[0]: free_theirs[0]}
+        mine = sorted(row_map)
+        return torch.tensor(mine), torch.tensor([row_map[m] for m in mine]), f"row {free_mine[0]} is the only one left"
+    mine = sorted(row_map)
+    return torch.tensor(mine), torch.tensor([row_map[m] for m in mine]), ""
+
+
+# Elements
+
+
+def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+    assert place.source is not None
+    colours = target.families[place].features.reshape(-1)
+    seen = _seen_elements(place)
+    used: set[Place] = set()
+    taken = torch.zeros(len(colours), dtype=torch.bool)
+    for number, (mine, theirs) in index.pairs("elements", colours[seen]).items():
+        other_place = index.places[number]
+        assert other_place.source is not None
+        mine = seen[mine]
+        fresh = ~taken[mine]
+        mine, theirs = mine[fresh], theirs[fresh]
+        if len(mine) == 0:
+            continue
+        taken[mine] = True
+        used.add(other_place)
+        found.pairs.append((other_place, place))
+        my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
+        found.pieces.append(
+            _piece(
+                (place.source, 0, _affine_of(my_elements, place)),
+                (other_place.source, 0, _affine_of(their_elements, other_place)),
+                [(mine, theirs)],
+            )
+        )
+    rest = seen[~taken[seen]]
+    if len(rest):
+        elements = elements_of(place.operand)
+        if place.operation in ("bias", "gain") and elements.roots == [place.source]:
+            affine = _affine_of(elements, place)
+            neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
+            offset = int(rest[0])
+            axes = tuple(axes_of(rest - rest[0], torch.zeros_like(rest)))
+            found.pieces.append(Piece(place.source.meta["parameter"], None, offset, 0, axes, 0.0, neutral).simplified())
+        else:
+            found.unmatched.append(f"{len(rest)} of {len(colours)} elements of {_name(place)}")
+    return used
+
+
+def _affine_of(elements: Elements, place: Place) -> Elements:
+    """The traced scale and shift when the operand is its one parameter seen through views; none when it is computed."""
+    if elements.roots == [place.source]:
+        return elements
+    return dataclasses.replace(elements, scale=1.0, shift=0.0)
+
+
+def _seen_elements(place: Place) -> Tensor:
+    """Elements of the place's parameter that its operand holds."""
+    assert place.source is not None
+    numel = torch.Size(place.source.meta["shape"]).numel()
+    elements = elements_of(place.operand)
+    if elements.roots != [place.source]:
+        return torch.arange(numel)
+    return torch.unique(elements.numbers())

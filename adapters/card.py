@@ -1,0 +1,271 @@
+"""A structure card: the recorded graph of a model as plain data, so that its weights can be ported without its code.
+
+A card holds the ATen graph, the constants and inputs of the probe, names and shapes of the tensors, and the fingerprint. It
+holds operations by name from a fixed namespace (`aten`), never code; running it means calling those operations.
+"""
+
+import base64
+import dataclasses
+import gzip
+import json
+import operator
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
+from pyrosys.adapters.fingerprint import of_structure
+from pyrosys.adapters.operations import run_node
+from pyrosys.errors import CaptureError, WeightsError
+
+__all__ = ["FORMAT", "CardSide", "StructureCard"]
+
+FORMAT = "pyrosys-structure/1"
+
+
+@dataclasses.dataclass
+class StructureCard:
+    """A model's structure without its code and weights.
+
+    Attributes:
+        name: what it is the structure of.
+        captured: the recorded forward pass on the probe.
+        inputs: the probe, in the form that the model takes.
+        fingerprint: of the whole.
+        shared: inputs in the neutral form that other implementations translate, by name.
+    """
+
+    name: str
+    captured: Capture
+    inputs: Inputs
+    fingerprint: str
+    dtypes: dict[str, str]
+
+    @staticmethod
+    def of(model: nn.Module, inputs: Any = None, *, name: str | None = None, output: OutputSelector | None = None) -> "StructureCard":
+        """Record a model on a probe.
+
+        Args:
+            model: any module; weights are not kept.
+            inputs: example arguments; default: its `example_input_array`.
+            name: what to call it; default: the class name.
+            output: from the model's output to the tensors that count.
+        """
+        from pyrosys.adapters.colour import Structure
+
+        probe = as_inputs(inputs if inputs is not None else model.example_input_array)[0]
+        captured = capture(model, probe, output=output)
+        dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+        return StructureCard(name or type(model).__name__, captured, probe, of_structure(Structure(captured)).whole, dtypes)
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the state."""
+        return self.captured.tensors
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, compressed when the name ends in `.gz`; the bytes depend on the content only."""
+        text = json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode()
+        data = gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text
+        destination = pathlib.Path(path)
+        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, destination)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "StructureCard":
+        """Read a card.
+
+        Raises:
+            WeightsError: the file is missing, damaged, of a later version, or names an operation outside `aten`.
+        """
+        try:
+            data = pathlib.Path(path).read_bytes()
+            text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+            return StructureCard.from_json(json.loads(text))
+        except OSError as error:
+            raise WeightsError(f"Cannot read the structure card {path}: {error}.") from error
+        except (ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise WeightsError(f"The structure card {path} is damaged: {type(error).__name__}: {error}.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {node: i for i, node in enumerate(self.captured.graph.nodes)}
+        nodes = [_node_to_json(node, numbers) for node in self.captured.graph.nodes if node.op != "output"]
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "tensors": {n: [list(s), self.dtypes[n]] for n, s in self.captured.tensors.items()},
+            "ties": self.captured.ties,
+            "buffers": sorted(self.captured.buffers),
+            "derived": sorted(self.captured.derived),
+            "inputs": {"args": _encode(list(self.inputs.args)), "kwargs": _encode(dict(self.inputs.kwargs))},
+            "nodes": nodes,
+            "outputs": [numbers[o] for o in self.captured.outputs],
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> "StructureCard":
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise WeightsError(f"Expected a structure card of format {FORMAT!r}, found {found!r}.")
+        graph = fx.Graph()
+        nodes: list[fx.Node] = []
+        for entry in data["nodes"]:
+            nodes.append(_node_from_json(entry, graph, nodes))
+        outputs = [nodes[i] for i in data["outputs"]]
+        graph.output(tuple(outputs))
+        captured = Capture(
+            graph,
+            outputs,
+            {n: tuple(shape) for n, (shape, _) in data["tensors"].items()},
+            dict(data["ties"]),
+            frozenset(data["buffers"]),
+            frozenset(data["derived"]),
+            True,
+        )
+        inputs = Inputs(*_decode(data["inputs"]["args"]), **_decode(data["inputs"]["kwargs"]))
+        dtypes = {n: dtype for n, (_, dtype) in data["tensors"].items()}
+        return StructureCard(str(data["name"]), captured, inputs, str(data["fingerprint"]), dtypes)
+
+
+def _node_to_json(node: fx.Node, numbers: dict[fx.Node, int]) -> dict[str, Any]:
+    meta = node.meta
+    entry: dict[str, Any] = {"scope": meta.get("scope", "")}
+    if "shape" in meta:
+        entry["shape"] = list(meta["shape"])
+        entry["dtype"] = str(meta["dtype"]).removeprefix("torch.")
+    if node.op == "placeholder":
+        return entry | {"parameter": meta["parameter"]}
+    if node.op == "get_attr":
+        return entry | {"constant": _encode(meta["constant"]), "data": meta["data"]}
+    target = "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.")
+    return entry | {"call": target, "args": _encode(list(node.args), numbers), "kwargs": _encode(dict(node.kwargs), numbers)}
+
+
+def _node_from_json(entry: dict[str, Any], graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
+    if "parameter" in entry:
+        node = graph.placeholder(f"parameter_{len(nodes)}")
+        node.meta["parameter"] = entry["parameter"]
+    elif "constant" in entry:
+        node = graph.get_attr(f"constant_{len(nodes)}")
+        node.meta.update(constant=_decode(entry["constant"]), data=bool(entry["data"]))
+    else:
+        args = tuple(_decode(entry["args"], nodes))
+        node = graph.call_function(_operation(entry["call"]), args, _decode(entry["kwargs"], nodes))
+    node.meta["scope"] = entry["scope"]
+    if "shape" in entry:
+        node.meta.update(shape=tuple(entry["shape"]), dtype=getattr(torch, entry["dtype"]))
+    return node
+
+
+def _operation(name: str) -> Any:
+    if name == "getitem":
+        return operator.getitem
+    packet, _, overload = name.partition(".")
+    found = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise WeightsError(f"Expected an ATen operation in the structure card, found {name!r}; this version of torch has none.")
+    return found
+
+
+def _encode(value: Any, numbers: dict[fx.Node, int] | None = None) -> Any:
+    if isinstance(value, fx.Node):
+        assert numbers is not None
+        return {"node": numbers[value]}
+    if isinstance(value, Tensor):
+        flat = value.detach().contiguous().reshape(-1)
+        raw = gzip.compress(flat.view(torch.uint8).numpy().tobytes(), mtime=0) if flat.numel() else b""
+        return {"tensor": base64.b64encode(raw).decode(), "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return [_encode(v, numbers) for v in value]
+    if isinstance(value, dict):
+        return {"dict": {str(k): _encode(v, numbers) for k, v in value.items()}}
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout, torch.device)):
+        return {"torch": str(value).removeprefix("torch.")}
+    raise CaptureError(f"A structure card cannot hold an argument of type {type(value).__name__}. Pass tensors and plain values.")
+
+
+def _decode(value: Any, nodes: list[fx.Node] | None = None) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, nodes) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "node" in value:
+        assert nodes is not None
+        return nodes[value["node"]]
+    if "tensor" in value:
+        dtype = getattr(torch, value["dtype"])
+        numel = torch.Size(value["shape"]).numel()
+        if numel == 0:
+            return torch.zeros(value["shape"], dtype=dtype)
+        raw = gzip.decompress(base64.b64decode(value["tensor"]))
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(value["shape"])
+    if "float" in value:
+        return float(value["float"])
+    if "torch" in value:
+        name = value["torch"]
+        return torch.device(name) if name in ("cpu", "meta") else getattr(torch, name)
+    return {k: _decode(v, nodes) for k, v in value["dict"].items()}
+
+
+class CardSide:
+    """A structure card as the source of a match: it runs by calling the recorded operations.
+
+    Args:
+        card: the structure.
+        weights: tensors by the card's names, to verify with; without them only random parameters are compared.
+    """
+
+    def __init__(self, card: StructureCard, weights: Mapping[str, Tensor] | None = None):
+        self.card = card
+        self.name = card.name
+        self.probes = [card.inputs]
+        self.weights = weights
+
+    def capture(self) -> Capture:
+        return self.card.captured
+
+    def choose(self, outputs: list[int]) -> None:
+        """Nothing to do: the capture itself is restricted."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        if self.weights is not None:
+            return self.weights
+        return {
+            n: torch.empty(shape, dtype=getattr(torch, self.card.dtypes[n]), device="meta")
+            for n, shape in self.card.captured.tensors.items()
+        }
+
+    def is_meta(self) -> bool:
+        return self.weights is None
+
+    def run(self, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype) -> list[Tensor]:
+        """Outputs under a state, in float64 whatever the precision asked for."""
+        del probe
+        captured = self.card.captured
+        values: dict[fx.Node, Any] = {}
+        ties = captured.ties
+        with torch.no_grad():
+            for node in captured.graph.nodes:
+                if node.op == "placeholder" and node.users:
+                    name = node.meta["parameter"]
+                    name = name if name in state else next(a for a, f in ties.items() if f == name and a in state)
+                    values[node] = state[name].to(torch.float64)
+                elif node.op == "get_attr":
+                    value = node.meta["constant"]
+                    values[node] = value.to(torch.float64) if value.is_floating_point() else value
+                elif node.op == "call_function":
+                    values[node] = run_node(node, values.__getitem__)
+        return [values[o].to(dtype) for o in captured.outputs]

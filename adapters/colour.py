@@ -1,0 +1,810 @@
+"""Colours: what tells the elements of a model's parameters apart, without their names, shapes or values.
+
+A model is run on a probe with made-up parameters that know nothing but colours. Everything that has no parameter runs as it
+is, in float64, so that a GELU or an attention written in any way is the same thing. At the three places where a parameter
+meets the data, it is replaced:
+
+- *contraction* (matrix product, convolution): the result's row is one smooth random function of the input row, times one
+  number per output feature that depends on the feature's colour only. Written so, `[W₁|W₂]·[x₁;x₂]` equals
+  `W₁·x₁ + W₂·x₂`, and a fused `[q;k;v]` equals three projections.
+- *look-up* (embedding): one number per row colour times one per column colour.
+- *decoration* (a bias, a gain): transparent, so that a bias that is absent changes nothing else.
+
+Two streams come back for each parameter element. The numeric stream is the pair of value and gradient at its place. The
+second, the *sketch*, is exact and survives where numbers degenerate (a norm of a constant row is zero): the deepest chain of
+contractions that leads to the element, and the deepest that leads from it to the output.
+
+Elements with equal streams get equal colours; a few rounds make colours stable. This is colour refinement (Weisfeiler and
+Leman 1968) on the graph of scalars, with the layout of tensors already gone: views, permutations, chunks and concatenations
+are executed, not interpreted.
+"""
+
+import dataclasses
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyrosys.adapters.capture import Capture
+from pyrosys.adapters.layout import blocks, elements_of
+from pyrosys.adapters.operations import (
+    NONE,
+    backward_dependence,
+    forward_dependence,
+    is_layout,
+    is_pointwise,
+    run_node,
+    tensor_arguments,
+)
+from pyrosys.errors import CaptureError
+
+__all__ = ["Colouring", "Family", "Place", "mix"]
+
+aten = torch.ops.aten
+_HASH_BITS = 42
+_MASK = (1 << _HASH_BITS) - 1
+_ELEMENTWISE_LIMIT = 1 << 24
+SIGNATURE = 4
+"""Numbers per element in the numeric stream."""
+
+
+def mix(*parts: Any) -> Tensor:
+    """A 62-bit hash of integer tensors that broadcast together (splitmix64 finaliser, Steele et al. 2014)."""
+    total = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        x = torch.as_tensor(part, dtype=torch.int64)
+        total = total * 6364136223846793005 + x + 1442695040888963407
+        total = (total ^ ((total >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+        total = (total ^ ((total >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+        total = total ^ ((total >> 31) & 0x1FFFFFFFF)
+    return total & 0x3FFFFFFFFFFFFFFF
+
+
+def _uniform(colour: Tensor, salt: int) -> Tensor:
+    """A number in ±[0.5, 1.5] per colour."""
+    x = mix(colour, salt)
+    unit = (x & 0xFFFFFFFF).to(torch.float64) / 2**32
+    sign = ((x >> 40) & 1).to(torch.float64) * 2 - 1
+    return sign * (0.5 + unit)
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """A bounded smooth function without symmetry; smooth, so that rounding stays rounding."""
+    return torch.cos(1.3 * x + 0.7) + 0.5 * torch.sin(2.1 * x)
+
+
+def _modulation(x: Tensor) -> Tensor:
+    return 1 + 0.5 * torch.sin(1.7 * x + 0.3)
+
+
+def deepen(sketch: Tensor, *parts: Any) -> Tensor:
+    """One level deeper: depth in the high bits so that the deepest chain wins a maximum, a hash below."""
+    whole = sketch.to(torch.int64)
+    depth = (whole >> _HASH_BITS) + 1
+    return ((depth << _HASH_BITS) | (mix(whole, *parts) & _MASK)).to(torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One use of one parameter operand.
+
+    Attributes:
+        kind: `"contract"`, `"look up"` or `"elements"`.
+        node: the consuming node (contraction, look-up, decoration, or first node that takes the operand as data).
+        operand: the parameter-only node it takes.
+        source: for `"elements"`, the placeholder whose elements are coloured.
+    """
+
+    kind: str
+    node: fx.Node
+    operand: fx.Node
+    source: fx.Node | None = None
+    operation: str = ""
+
+    @property
+    def scope(self) -> str:
+        return self.node.meta.get("scope", "")
+
+
+@dataclasses.dataclass
+class Family:
+    """Colours of one place: `features` for columns or elements, `rows` for the rows of a look-up table."""
+
+    features: Tensor
+    rows: Tensor | None = None
+
+
+class Contraction:
+    """Geometry of one contraction of data with a parameter: sums over the contracted positions, and their transposes.
+
+    The parameter operand is addressed as (group, contracted, feature).
+    """
+
+    def __init__(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool):
+        self.node = node
+        self.data = data
+        self.operand = operand
+        self.data_first = data_first
+        self.convolution = node.target is aten.convolution.default
+        shape = tuple(operand.meta["shape"])
+        if self.convolution:
+            self.groups = int(node.args[8])
+            self.features = shape[0] // self.groups
+            self.kernel = shape[2:]
+            if node.args[6]:
+                raise CaptureError(f"Transposed convolution in {node.meta.get('scope')!r} is not covered by the engine yet.")
+        else:
+            self.groups = shape[0] if len(shape) == 3 else 1
+            self.features = shape[-1] if data_first else shape[-2]
+        self.elements = elements_of(operand)
+        self.blocks = blocks(self.elements, self)
+        _, self.group_index = torch.unique(self.blocks[0].groups, return_inverse=True)
+        self.distinct_groups = int(self.group_index.max()) + 1 if self.groups else 0
+
+    def grid_lines(self, lines: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Element numbers along (group, contracted, feature), from those along the operand's dimensions."""
+        if self.convolution:
+            rows = lines[0].reshape(self.groups, -1)
+            contracted = lines[1]
+            for line in lines[2:]:
+                contracted = (contracted[:, None] + line[None, :]).reshape(-1)
+            return rows[:, 0], contracted, rows[0] - rows[0, 0]
+        head = lines[0] if len(lines) == 3 else torch.zeros(1, dtype=torch.int64)
+        return (head, lines[-2], lines[-1]) if self.data_first else (head, lines[-1], lines[-2])
+
+    def operand_grid(self, operand: Tensor) -> Tensor:
+        """The operand as (group, contracted, feature)."""
+        if self.convolution:
+            return operand.reshape(self.groups, self.features, -1).transpose(1, 2)
+        grid = operand if self.data_first else operand.transpose(-1, -2)
+        return grid if grid.dim() == 3 else grid.unsqueeze(0)
+
+    def _as_rows(self, colours: Tensor) -> Tensor:
+        """(distinct group, feature) colours in the shape that broadcasts against the result."""
+        colours = colours[self.group_index]
+        if self.convolution:
+            return colours.reshape(1, -1, *([1] * len(self.kernel)))
+        line = colours.unsqueeze(-2) if self.data_first else colours.unsqueeze(-1)
+        return line if len(self.operand.meta["shape"]) == 3 else line.squeeze(0)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Sum over the contracted positions, keeping a feature axis of size one (one per group for convolutions)."""
+        if not self.convolution:
+            return x.sum(-1 if self.data_first else -2, keepdim=True)
+        channels = x.shape[1] // self.groups
+        ones = torch.ones(self.groups, channels, *self.kernel, dtype=x.dtype)
+        return aten.convolution.default(x, ones, None, *self.node.args[3:8], self.groups)
+
+    def expand(self, total: Tensor, numbers: Tensor) -> Tensor:
+        """Result rows from the sums and one number per feature."""
+        if self.convolution and self.groups > 1:
+            total = total.repeat_interleave(self.features, 1)
+        return total * self._as_rows(numbers)
+
+    def project(self, gradient: Tensor, numbers: Tensor) -> Tensor:
+        """Sum over features of gradient times a number per feature, in the shape of `reduce`'s result."""
+        weighted = gradient * self._as_rows(numbers)
+        if not self.convolution:
+            return weighted.sum(-1 if self.data_first else -2, keepdim=True)
+        n, _, *rest = weighted.shape
+        return weighted.reshape(n, self.groups, self.features, *rest).sum(2)
+
+    def spread(self, total: Tensor, x: Tensor) -> Tensor:
+        """The transpose of `reduce`."""
+        if not self.convolution:
+            return total.expand(x.shape)
+        with torch.enable_grad():
+            z = torch.zeros(x.shape, dtype=x.dtype, requires_grad=True)
+            return torch.autograd.grad(self.reduce(z), z, total)[0]
+
+    def per_feature(self, x: Tensor) -> Tensor:
+        """Sum of a result-shaped tensor over everything but features: (distinct group, feature)."""
+        by_group = self.result_grid(x).sum(1)
+        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).index_add_(0, self.group_index, by_group)
+
+    def per_feature_max(self, x: Tensor) -> Tensor:
+        """Largest element of a result-shaped tensor per (distinct group, feature)."""
+        by_group = self.result_grid(x).amax(1)
+        index = self.group_index.unsqueeze(1).expand(by_group.shape)
+        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).scatter_reduce_(0, index, by_group, "amax")
+
+    def deepest_input(self, sketch: Tensor) -> Tensor:
+        """Largest sketch over the contracted positions, in the shape of `reduce`'s result."""
+        if not self.convolution:
+            return sketch.amax(-1 if self.data_first else -2, keepdim=True)
+        windows = self.windows(sketch)
+        return windows.amax(2).reshape(*windows.shape[:2], *self._positions(sketch))
+
+    def deepest_output(self, sketch: Tensor) -> Tensor:
+        """Largest of a result-shaped sketch over features, in the shape of `reduce`'s result."""
+        if not self.convolution:
+            return sketch.amax(-1 if self.data_first else -2, keepdim=True)
+        n, _, *rest = sketch.shape
+        return sketch.reshape(n, self.groups, self.features, *rest).amax(2)
+
+    def expand_sketch(self, total: Tensor) -> Tensor:
+        if self.convolution and self.groups > 1:
+            return total.repeat_interleave(self.features, 1)
+        return total
+
+    def _positions(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(self.node.meta["shape"][2:])
+
+    def windows(self, x: Tensor) -> Tensor:
+        """Data as (batch, group, contracted, position) for convolutions; zero outside."""
+        stride, padding, dilation = (_per_dimension(self.node.args[i], len(self.kernel)) for i in (3, 4, 5))
+        index = self._window_index(tuple(x.shape), stride, padding, dilation)
+        n, channels = x.shape[:2]
+        flat = torch.cat([x.reshape(n, channels, -1), torch.zeros(n, channels, 1, dtype=x.dtype)], -1)
+        taps = flat[:, :, index]  # (batch, channel, tap, position)
+        return taps.reshape(n, self.groups, -1, index.shape[-1])
+
+    def _window_index(self, shape: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        """(tap, position) -> flat input position, or the one past the end for padding."""
+        size = shape[2:]
+        index = torch.zeros(1, 1, dtype=torch.int64)
+        valid = torch.ones(1, 1, dtype=torch.bool)
+        for extent, kernel, s, p, d, out in zip(size, self.kernel, stride, padding, dilation, self._positions(None), strict=True):
+            line = torch.arange(out) * s - p + (torch.arange(kernel) * d).unsqueeze(1)
+            inside = (line >= 0) & (line < extent)
+            index = _outer(index * extent, line)
+            valid = _outer(valid.to(torch.int64), inside.to(torch.int64), product=True).bool()
+        return torch.where(valid, index, int(torch.Size(size).numel()))
+
+    def spread_sketch(self, total: Tensor, x: Tensor) -> Tensor:
+        """Largest of `total` over the windows that hold each data element."""
+        if not self.convolution:
+            return total.expand(x.shape)
+        stride, padding, dilation = (_per_dimension(self.node.args[i], len(self.kernel)) for i in (3, 4, 5))
+        index = self._window_index(tuple(x.shape), stride, padding, dilation)
+        n, channels = x.shape[:2]
+        area = int(torch.Size(x.shape[2:]).numel())
+        flat = torch.zeros(n, self.groups, area + 1, dtype=total.dtype)
+        values = total.reshape(n, self.groups, 1, -1).expand(n, self.groups, *index.shape).reshape(n, self.groups, -1)
+        flat.scatter_reduce_(2, index.reshape(1, 1, -1).expand(n, self.groups, -1), values, "amax")
+        grouped = flat[..., :area].repeat_interleave(channels // self.groups, 1)
+        return grouped.reshape(x.shape)
+
+    def data_grid(self, x: Tensor) -> Tensor:
+        """Data as (group, position, contracted)."""
+        if self.convolution:
+            windows = self.windows(x)
+            return windows.permute(1, 0, 3, 2).reshape(self.groups, -1, windows.shape[2])
+        grid = x if self.data_first else x.transpose(-1, -2)
+        return grid if grid.dim() == 3 else grid.unsqueeze(0)
+
+    def result_grid(self, y: Tensor) -> Tensor:
+        """A result-shaped tensor as (group, position, feature)."""
+        if self.convolution:
+            n, _, *rest = y.shape
+            return y.reshape(n, self.groups, self.features, -1).permute(1, 0, 3, 2).reshape(self.groups, -1, self.features)
+        grid = y if self.data_first else y.transpose(-1, -2)
+        return grid if grid.dim() == 3 else grid.unsqueeze(0)
+
+
+def _per_dimension(value: Any, rank: int) -> list[int]:
+    values = list(value)
+    return values if len(values) == rank else values * rank
+
+
+def _outer(a: Tensor, b: Tensor, product: bool = False) -> Tensor:
+    """Combine (taps, positions) tables of two dimensions into one table over their products."""
+    left, right = a[:, None, :, None], b[None, :, None, :]
+    both = left * right if product else left + right
+    return both.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+
+
+class _Contract(torch.autograd.Function):
+    """The coloured contraction; its backward is a colour rule of its own, not a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, geometry: Contraction, numbers: Tensor, back: Tensor, record: dict[str, Any]) -> Tensor:
+        total = geometry.reduce(_smooth(x)) / 32
+        ctx.geometry, ctx.back, ctx.record = geometry, back, record
+        ctx.save_for_backward(x, total)
+        record["total"] = total
+        record["data"] = x
+        return geometry.expand(total, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, total = ctx.saved_tensors
+        squeezed = torch.asinh(gradients[0] + ctx.record["reach"])
+        ctx.record["gradient"] = squeezed
+        projected = ctx.geometry.project(squeezed, ctx.back) / 8
+        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None
+
+
+class _Decorate(torch.autograd.Function):
+    """A bias or gain at its place: the data passes unchanged, the parameter receives the gradient it would receive."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, product: bool, sign: float) -> Tensor:
+        ctx.product, ctx.sign, ctx.shape, ctx.own = product, sign, tuple(parameter.shape), tuple(x.shape)
+        shape = torch.broadcast_shapes(x.shape, parameter.shape)
+        ctx.save_for_backward(x)
+        return (sign * x).expand(shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        (x,) = ctx.saved_tensors
+        to_parameter = gradient * x if ctx.product else gradient
+        return (gradient * ctx.sign).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None
+
+
+_DECORATIONS = {aten.add.Tensor: False, aten.sub.Tensor: False, aten.mul.Tensor: True, aten.div.Tensor: True}
+_LOOK_UPS = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
+
+
+class Structure:
+    """A capture sorted into constants, parameter-only nodes, places, and everything else.
+
+    Attributes:
+        places: every use of a parameter, in execution order.
+    """
+
+    def __init__(self, captured: Capture):
+        self.capture = captured
+        self.nodes = [n for n in captured.graph.nodes if n.op == "call_function"]
+        self.constants: dict[fx.Node, Tensor] = {}
+        self.pure: set[fx.Node] = set()
+        self.leaf_sums: set[fx.Node] = set()
+        self.role: dict[fx.Node, Any] = {}
+        self.places: list[Place] = []
+        self.one_hot: dict[fx.Node, Tensor] = {}
+        for node in captured.graph.nodes:
+            if node.op == "get_attr":
+                self.constants[node] = node.meta["constant"]
+            elif node.op == "placeholder":
+                self.pure.add(node)
+            elif node.op == "call_function":
+                self._classify(node)
+
+    def restrict(self, outputs: list[fx.Node]) -> None:
+        """Keep only what these outputs depend on."""
+        needed = set(outputs)
+        for node in reversed(list(self.capture.graph.nodes)):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        self.capture = dataclasses.replace(self.capture, outputs=outputs)
+        self.nodes = [n for n in self.nodes if n in needed]
+        self.places = [p for p in self.places if p.node in needed]
+        self.constants = {n: v for n, v in self.constants.items() if n in needed}
+
+    def reached(self) -> set[str]:
+        """Names of tensors that the outputs depend on."""
+        return {s.meta["parameter"] for place in self.places for s in self.sources(place.operand)}
+
+    def _classify(self, node: fx.Node) -> None:
+        inputs = tensor_arguments(node)
+        data_constant = any(a in self.constants and a.meta["data"] for a in inputs)
+        if all(a in self.pure or a in self.constants for a in inputs) and not data_constant:
+            self.pure.add(node)
+            return
+        pure = [a for a in inputs if a in self.pure]
+        if not pure:
+            if (is_layout(node) or is_pointwise(node)) and all(a in self.leaf_sums or a in self.constants for a in inputs):
+                self.leaf_sums.add(node)
+            return
+        if node.target in (aten.mm.default, aten.bmm.default, aten.convolution.default) and len(inputs) == 2:
+            first_is_data = inputs[1] in self.pure
+            data, operand = (inputs[0], inputs[1]) if first_is_data else (inputs[1], inputs[0])
+            if node.target is not aten.convolution.default or first_is_data:
+                self._contraction(node, data, operand, first_is_data)
+                return
+        if node.target in _LOOK_UPS and self._is_look_up(node):
+            self._look_up(node, inputs[0])
+            return
+        if node.target in _DECORATIONS and len(inputs) == 2 and len(pure) == 1:
+            other = inputs[0] if inputs[1] in self.pure else inputs[1]
+            divided = node.target is aten.div.Tensor and inputs[0] in self.pure
+            if other not in self.leaf_sums and other not in self.constants and not divided:
+                self.role[node] = ("decorate", other, pure[0])
+                self._elements(node, pure[0], "gain" if _DECORATIONS[node.target] else "bias")
+                return
+            if other in self.leaf_sums:
+                self.leaf_sums.add(node)
+        for operand in dict.fromkeys(pure):
+            self._elements(node, operand, "data")
+
+    def _contraction(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool) -> None:
+        value = self.constants.get(data)
+        if value is not None and node.target is aten.mm.default:
+            rows = value if data_first else value.t()
+            if rows.is_floating_point() and bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(-1) == 1).all()):
+                self.role[node] = ("look up", rows.argmax(-1), operand, data_first)
+                self.places.append(Place("look up", node, operand))
+                self.leaf_sums.add(node)
+                return
+        self.role[node] = ("contract", Contraction(node, data, operand, data_first))
+        self.places.append(Place("contract", node, operand))
+
+    def _is_look_up(self, node: fx.Node) -> bool:
+        table = node.args[0]
+        if table not in self.pure or len(table.meta["shape"]) != 2:
+            return False
+        if node.target is aten.embedding.default:
+            return True
+        if node.target is aten.index_select.default:
+            return node.args[1] == 0
+        return len(node.args[1]) == 1
+
+    def _look_up(self, node: fx.Node, table: fx.Node) -> None:
+        index_node = {
+            aten.embedding.default: lambda: node.args[1],
+            aten.index_select.default: lambda: node.args[2],
+            aten.index.Tensor: lambda: node.args[1][0],
+        }[node.target]()
+        self.role[node] = ("look up", index_node, table, True)
+        self.places.append(Place("look up", node, table))
+        self.leaf_sums.add(node)
+
+    def _elements(self, node: fx.Node, operand: fx.Node, operation: str) -> None:
+        self.role.setdefault(node, ("plain",))
+        for source in self.sources(operand):
+            numel = torch.Size(source.meta["shape"]).numel()
+            if numel > _ELEMENTWISE_LIMIT:
+                raise CaptureError(
+                    f"Parameter {source.meta['parameter']!r} with {numel} elements is used element by element in "
+                    f"{node.meta.get('scope')!r} ({node.target}); the engine colours at most {_ELEMENTWISE_LIMIT} such elements."
+                )
+            self.places.append(Place("elements", node, operand, source, operation))
+
+    def sources(self, operand: fx.Node) -> list[fx.Node]:
+        """Placeholders on which a parameter-only node depends, in order of first use."""
+        found: dict[fx.Node, None] = {}
+        stack = [operand]
+        while stack:
+            node = stack.pop()
+            if node.op == "placeholder":
+                found[node] = None
+            elif node.op == "call_function":
+                stack.extend(reversed(tensor_arguments(node)))
+        return list(found)
+
+
+@dataclasses.dataclass
+class Streams:
+    """What one round found for each place: exact integers and numbers per element."""
+
+    exact: Tensor
+    numbers: Tensor
+    row_exact: Tensor | None = None
+    row_numbers: Tensor | None = None
+
+
+class Colouring:
+    """Runs a structure under colours and reads both streams.
+
+    Args:
+        structure: the model.
+        seeds: cotangents of the outputs, one tensor per output of its shape: what tells output elements apart.
+        salt: changes every made-up number.
+    """
+
+    def __init__(self, structure: Structure, seeds: list[Tensor], salt: int = 0):
+        self.structure = structure
+        self.seeds = seeds
+        self.salt = salt
+        self.families = {place: self._blank(place) for place in structure.places}
+        self.values: dict[fx.Node, Any] = {}
+        self.sketches: dict[fx.Node, Any] = {}
+        self.records: dict[fx.Node, dict[str, Any]] = {}
+
+    def _blank(self, place: Place) -> Family:
+        if place.kind == "contract":
+            geometry = self.structure.role[place.node][1]
+            return Family(torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64))
+        shape = place.operand.meta["shape"]
+        if place.kind == "look up":
+            rows, columns = shape if self.structure.role[place.node][3] else shape[::-1]
+            return Family(torch.zeros(columns, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64))
+        assert place.source is not None
+        code = {"bias": 1, "gain": 2, "data": 3}[place.operation]
+        return Family(torch.full(place.source.meta["shape"], code, dtype=torch.int64))
+
+    # One round
+
+    def run(self) -> dict[Place, Streams]:
+        """Both streams of every place under the present colours."""
+        leaves, total = self._forward()
+        sketches, reaches = self._sketch()
+        self.sketches = sketches
+        for node, record in self.records.items():
+            record["reach"] = self._reach_as_number(node, reaches)
+        if total.requires_grad:
+            total.backward()
+        self.gradients = {p: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for p, leaf in leaves.items()}
+        streams = {}
+        for place in self.structure.places:
+            if place.kind == "contract":
+                streams[place] = self._contract_streams(place, sketches, reaches)
+            elif place.kind == "look up":
+                streams[place] = self._look_up_streams(place, reaches)
+            else:
+                streams[place] = self._element_streams(place, leaves[place], sketches, reaches)
+        return streams
+
+    def constant(self, node: fx.Node) -> Tensor:
+        value = self.structure.constants[node]
+        if value.is_floating_point():
+            return value.to(torch.float64)
+        return value.to(torch.complex128) if value.is_complex() else value
+
+    def _forward(self) -> tuple[dict[Place, Tensor], Tensor]:
+        structure = self.structure
+        values: dict[fx.Node, Any] = {node: self.constant(node) for node in structure.constants}
+        leaves: dict[Place, Tensor] = {}
+        operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
+        self.records = {}
+        by_node: dict[fx.Node, list[Place]] = {}
+        for place in structure.places:
+            by_node.setdefault(place.node, []).append(place)
+        with torch.enable_grad():
+            for node in structure.nodes:
+                if node in structure.pure:
+                    continue
+                role = structure.role.get(node, ("plain",))
+                for place in by_node.get(node, ()):
+                    if place.kind == "elements":
+                        leaves[place] = _uniform(self.families[place].features, 11 + self.salt).requires_grad_()
+                if role[0] == "contract":
+                    values[node] = self._contract(node, role[1], values)
+                elif role[0] == "look up":
+                    values[node] = self._look_up(node, role, values)
+                else:
+                    mine = {p.source: leaves[p] for p in by_node.get(node, ())}
+                    for operand in {p.operand for p in by_node.get(node, ())}:
+                        operands[node, operand] = self._materialise(operand, mine, values)
+                    if role[0] == "decorate":
+                        product = _DECORATIONS[node.target]
+                        parameter = operands[node, role[2]]
+                        sign = -1.0 if node.target is aten.sub.Tensor and node.args[0] is role[2] else 1.0
+                        values[node] = _Decorate.apply(values[role[1]], parameter, product, sign)
+                    else:
+                        values[node] = run_node(node, lambda a, n=node: operands[n, a] if (n, a) in operands else values[a])
+            outputs = [values[o] for o in structure.capture.outputs]
+            total = torch.stack([(o * s).sum() for o, s in zip(outputs, self.seeds, strict=True)]).sum()
+        self.values = values
+        self.operands = operands
+        return leaves, total
+
+    def _reach_as_number(self, node: fx.Node, reaches: dict[fx.Node, Any]) -> Tensor:
+        """What a contraction's result reaches, as a gradient of its own: it lives where the true one is degenerate."""
+        reach = reaches.get(node)
+        if reach is None:
+            return torch.zeros((), dtype=torch.float64)
+        number = _uniform(reach.to(torch.int64), 8 + self.salt)
+        return torch.where(reach == NONE, 0.0, number)
+
+    def _materialise(self, operand: fx.Node, leaves: dict[Any, Tensor], values: dict[fx.Node, Any]) -> Tensor:
+        """Value of a parameter-only node from the made-up values of its placeholders."""
+        known: dict[fx.Node, Any] = dict(leaves)
+
+        def value(node: fx.Node) -> Any:
+            if node in known:
+                return known[node]
+            if node in self.structure.constants:
+                return values[node]
+            known[node] = run_node(node, value)
+            return known[node]
+
+        return value(operand)
+
+    def _contract(self, node: fx.Node, geometry: Contraction, values: dict[fx.Node, Any]) -> Tensor:
+        colours = self.families[self.place_of(node)].features
+        numbers, back = _uniform(colours, 1 + self.salt), _uniform(colours, 2 + self.salt)
+        record = self.records.setdefault(node, {})
+        x = values[geometry.data]
+        if not x.is_floating_point():
+            x = x.to(torch.float64)
+        if not x.requires_grad:
+            x = x + torch.zeros((), dtype=torch.float64, requires_grad=True)
+        return _Contract.apply(x, geometry, numbers, back, record)
+
+    def _look_up(self, node: fx.Node, role: Any, values: dict[fx.Node, Any]) -> Tensor:
+        family = self.families[self.place_of(node)]
+        index = values[role[1]] if isinstance(role[1], fx.Node) else role[1]
+        rows = _uniform(family.rows, 3 + self.salt)[index]
+        columns = _uniform(family.features, 4 + self.salt)
+        table_first = role[3]
+        product = rows.unsqueeze(-1) * columns
+        result = (product if table_first else product.transpose(-1, -2)).requires_grad_()
+        self.records[node] = {"anchor": result, "index": index, "rows": rows}
+        return result
+
+    def place_of(self, node: fx.Node) -> Place:
+        if not hasattr(self, "_place_of"):
+            self._place_of = {p.node: p for p in self.structure.places if p.kind != "elements"}
+        return self._place_of[node]
+
+    def back_numbers(self, place: Place) -> Tensor:
+        """The numbers that weigh a contraction's features on the way back, (distinct group, feature)."""
+        return _uniform(self.families[place].features, 2 + self.salt)
+
+    # Sketches
+
+    def _sketch(self) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        structure = self.structure
+        sketches: dict[fx.Node, Any] = {}
+
+        def sketch(node: fx.Node) -> Any:
+            return sketches[node] if node in sketches else torch.zeros(self.shape_of(node), dtype=torch.float64)
+
+        def value(node: fx.Node) -> Any:
+            return self.values[node] if node in self.values else torch.empty(node.meta["shape"], dtype=torch.float64)
+
+        with torch.no_grad():
+            for node in structure.nodes:
+                if node in structure.pure:
+                    continue
+                role = structure.role.get(node, ("plain",))
+                if role[0] == "contract":
+                    geometry: Contraction = role[1]
+                    deepest = geometry.deepest_input(sketch(geometry.data))
+                    colours = geometry._as_rows(self.families[self.place_of(node)].features)
+                    sketches[node] = deepen(geometry.expand_sketch(deepest), colours, 5)
+                elif role[0] == "look up":
+                    record, family = self.records[node], self.families[self.place_of(node)]
+                    both = mix(family.rows[record["index"]].unsqueeze(-1), family.features)
+                    leaf = (both & _MASK).to(torch.float64)
+                    sketches[node] = leaf if role[3] else leaf.transpose(-1, -2)
+                elif role[0] == "decorate":
+                    sketches[node] = sketch(role[1]).expand(self.values[node].shape)
+                else:
+                    for operand in structure.pure & set(tensor_arguments(node)):
+                        sketches[operand] = torch.ones(operand.meta["shape"], dtype=torch.float64)
+                    sketches[node] = forward_dependence(node, sketch, value)
+            reaches = self._reach(value)
+        return sketches, reaches
+
+    def shape_of(self, node: fx.Node) -> tuple[int, ...]:
+        value = self.values.get(node)
+        return tuple(value.shape) if isinstance(value, Tensor) else tuple(node.meta.get("shape", ()))
+
+    def _reach(self, value: Any) -> dict[fx.Node, Any]:
+        """For every node, per element, the deepest chain that leads from it to an output."""
+        structure = self.structure
+        reach: dict[fx.Node, Any] = {}
+
+        def add(node: fx.Node, sketch: Tensor, item: int | None = None) -> None:
+            if node in structure.constants:
+                return
+            if item is not None:
+                parts = reach.setdefault(node, [None] * len(self.values[node]))
+                parts[item] = sketch if parts[item] is None else torch.maximum(parts[item], sketch)
+            else:
+                reach[node] = sketch if node not in reach else torch.maximum(reach[node], sketch)
+
+        for position, (node, seed) in enumerate(zip(structure.capture.outputs, self.seeds, strict=True)):
+            bits = (seed * 2**40).to(torch.int64)
+            add(node, (mix(bits, position) & _MASK).to(torch.float64))
+        for node in reversed(structure.nodes):
+            if node in structure.pure or node not in reach:
+                continue
+            role = structure.role.get(node, ("plain",))
+            here = reach[node]
+            if role[0] == "contract":
+                geometry: Contraction = role[1]
+                colours = geometry._as_rows(self.families[self.place_of(node)].features)
+                deep = deepen(here, colours, 6)
+                deep = torch.where(here == NONE, NONE, deep)
+                add(geometry.data, geometry.spread_sketch(geometry.deepest_output(deep), value(geometry.data)))
+            elif role[0] == "decorate":
+                add(role[1], _largest_to(here, self.shape_of(role[1])))
+            elif role[0] == "plain":
+                if node.target is operator.getitem:
+                    add(node.args[0], here, node.args[1])
+                    continue
+                wanted = [a for a in tensor_arguments(node) if a not in structure.constants]
+                wanted = list(dict.fromkeys(wanted))
+                for argument, sketch in zip(wanted, backward_dependence(node, here, self._value_or_operand(node), wanted), strict=True):
+                    if argument in structure.pure:
+                        reach[node, argument] = sketch
+                    else:
+                        add(argument, sketch)
+        return reach
+
+    def _value_or_operand(self, node: fx.Node) -> Any:
+        return lambda a: self.operands[node, a] if (node, a) in self.operands else self.values[a]
+
+    # Streams per place
+
+    def _contract_streams(self, place: Place, sketches: Any, reaches: Any) -> Streams:
+        geometry: Contraction = self.structure.role[place.node][1]
+        record = self.records[place.node]
+        y = self.values[place.node]
+        gradient = record.get("gradient", torch.zeros(y.shape, dtype=torch.float64)).detach()
+        total = record["total"].detach()
+        numbers = []
+        for m in range(SIGNATURE):
+            weight = geometry.expand_sketch(torch.cos((0.9 + 0.8 * m) * total + 0.5 * m))
+            numbers.append(torch.asinh(geometry.per_feature(gradient * weight)))
+        reach = reaches.get(place.node)
+        reach = torch.zeros(y.shape, dtype=torch.float64) if reach is None else reach
+        joint = mix(sketches[place.node].to(torch.int64), reach.to(torch.int64))
+        exact = geometry.per_feature_max(torch.where(reach == NONE, NONE, (joint & _MASK).to(torch.float64)))
+        return Streams(exact.to(torch.int64), torch.stack(numbers, -1))
+
+    def _look_up_streams(self, place: Place, reaches: Any) -> Streams:
+        role, record, family = self.structure.role[place.node], self.records[place.node], self.families[place]
+        gradient = self._anchor_gradient(place.node)
+        reach = reaches.get(place.node)
+        reach = torch.zeros(gradient.shape, dtype=torch.float64) if reach is None else reach
+        if not role[3]:
+            gradient, reach = gradient.transpose(-1, -2), reach.transpose(-1, -2)
+        index = record["index"].reshape(-1)
+        gradient = torch.asinh(gradient.reshape(-1, gradient.shape[-1]))
+        reach = reach.reshape(-1, reach.shape[-1])
+        rows = record["rows"].detach().reshape(-1, 1)
+        numbers = [torch.asinh((gradient * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
+        back = [_uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]
+        row_numbers = torch.zeros(family.rows.shape[0], SIGNATURE, dtype=torch.float64)
+        row_numbers.index_add_(0, index, torch.stack([(gradient * b).sum(-1) / 8 for b in back], -1))
+        row_exact = torch.zeros(family.rows.shape[0], dtype=torch.float64)
+        row_exact.index_reduce_(0, index, reach.amax(-1), "amax")
+        exact = reach.amax(0)
+        return Streams(exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers))
+
+    def _anchor_gradient(self, node: fx.Node) -> Tensor:
+        anchor = self.records[node]["anchor"]
+        return torch.zeros_like(anchor) if anchor.grad is None else anchor.grad
+
+    def _element_streams(self, place: Place, leaf: Tensor, sketches: Any, reaches: Any) -> Streams:
+        assert place.source is not None
+        role = self.structure.role[place.node]
+        gradient = self.gradients[place].detach()
+        if role[0] == "decorate":
+            here = reaches.get(place.node, torch.zeros(self.shape_of(place.node), dtype=torch.float64))
+            below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
+            joint = (mix(below.to(torch.int64), here.to(torch.int64)) & _MASK).to(torch.float64)
+            operand_reach = _largest_to(torch.where(here == NONE, NONE, joint), tuple(self.operands[place.node, place.operand].shape))
+        else:
+            operand_reach = reaches.get((place.node, place.operand))
+            if operand_reach is None:
+                operand_reach = torch.zeros(self.operands[place.node, place.operand].shape, dtype=torch.float64)
+        exact = self._reach_of_source(place, operand_reach, leaf)
+        return Streams(exact.to(torch.int64), torch.asinh(gradient).unsqueeze(-1))
+
+    def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
+        """Carry what the operand reaches back to the elements of one placeholder."""
+        shapes = {place.source: leaf.shape}
+        reach: dict[fx.Node, Any] = {place.operand: operand_reach}
+        order = [n for n in self.structure.capture.graph.nodes if n in self.structure.pure]
+        upstream = self._upstream(place.operand)
+        for node in reversed([n for n in order if n in upstream]):
+            if node.op != "call_function" or node not in reach:
+                continue
+            if node.target is operator.getitem:
+                parts = reach.setdefault(node.args[0], {})
+                parts[node.args[1]] = reach[node]
+                continue
+            here = reach[node]
+            if isinstance(here, dict):
+                count = max(here) + 1
+                here = [here.get(i) for i in range(count)]
+            wanted = [a for a in dict.fromkeys(tensor_arguments(node)) if a in self.structure.pure]
+            stand_in = lambda a: self.values[a] if a in self.values else torch.empty(a.meta["shape"], dtype=torch.float64)  # noqa: E731
+            for argument, sketch in zip(wanted, backward_dependence(node, here, stand_in, wanted), strict=True):
+                reach[argument] = sketch if argument not in reach else torch.maximum(reach[argument], sketch)
+        found = reach.get(place.source)
+        return torch.zeros(shapes[place.source], dtype=torch.float64) if found is None else found
+
+    def _upstream(self, operand: fx.Node) -> set[fx.Node]:
+        found: set[fx.Node] = set()
+        stack = [operand]
+        while stack:
+            node = stack.pop()
+            if node not in found and node in self.structure.pure:
+                found.add(node)
+                stack.extend(tensor_arguments(node))
+        return found
+
+
+def _largest_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    while x.dim() > len(shape):
+        x = x.amax(0)
+    dims = [d for d, size in enumerate(shape) if size == 1 and x.shape[d] != 1]
+    return x.amax(dims, keepdim=True) if dims else x

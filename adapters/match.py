@@ -1,0 +1,292 @@
+"""Match two models by structure: capture both, colour both in step, pair, and prove the result by running it."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrosys.adapters.assemble import Assembly, assemble
+from pyrosys.adapters.capture import OutputSelector, as_inputs
+from pyrosys.adapters.colour import Colouring, Place, Structure
+from pyrosys.adapters.locate import first_difference, structural_difference
+from pyrosys.adapters.piece import Piece
+from pyrosys.adapters.plan import Plan, specs_of
+from pyrosys.adapters.refine import Refinement, refine
+from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.verify import Outcome, certify
+from pyrosys.errors import InputError, StructureMismatch
+
+__all__ = ["match", "match_sides"]
+
+_TOLERANCES = (1e-4, 1e-2, float("inf"))
+
+
+def match(
+    source: Any,
+    target: nn.Module,
+    inputs: Any = None,
+    target_inputs: Any = None,
+    *,
+    source_output: OutputSelector | None = None,
+    target_output: OutputSelector | None = None,
+    tolerance: float | None = None,
+) -> Plan:
+    """Find the plan that turns the source's weights into the target's, with no names read, and prove it.
+
+    Args:
+        source: a module, or a structure card that stands for one.
+        target: a module; its weights are not changed.
+        inputs: example arguments: a tuple, a dict of keyword arguments, `pyrosys.Inputs`, or a list of such probes.
+            Default: the source's `example_input_array`.
+        target_inputs: the same examples in the form the target takes, when that differs.
+        source_output, target_output: from a model's output to the tensor or tensors that count.
+        tolerance: a largest absolute difference to accept instead of rounding; the certificate records it.
+
+    Returns:
+        A complete plan, verified with random parameters and, unless the source is on meta, with its real weights.
+
+    Raises:
+        StructureMismatch: the two do not compute the same function, or nothing decides how they correspond; the message
+            says where.
+        CaptureError: a model does not run on the inputs, is not deterministic, or does something that cannot be recorded.
+
+    Example:
+        >>> import torch, pyrosys
+        >>> a = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+        >>> b = torch.nn.Sequential(torch.nn.Conv1d(3, 5, 1), torch.nn.ReLU(), torch.nn.Conv1d(5, 2, 1))
+        >>> x = torch.randn(2, 4, 3)
+        >>> plan = pyrosys.match(a, b, (x,), (x.mT,), target_output=lambda y: y.mT)
+        >>> plan.checked
+        'real weights'
+    """
+    left, right = _sides(source, target, inputs, target_inputs, source_output, target_output)
+    return match_sides(left, right, tolerance)
+
+
+def _sides(
+    source: Any,
+    target: nn.Module,
+    inputs: Any,
+    target_inputs: Any,
+    source_output: OutputSelector | None,
+    target_output: OutputSelector | None,
+) -> tuple[Side, Side]:
+    from pyrosys.adapters.card import CardSide, StructureCard
+
+    if not isinstance(target, nn.Module):
+        raise InputError(f"Expected the target to be a torch module, found {type(target).__name__}.")
+    if isinstance(source, StructureCard):
+        left: Side = CardSide(source)
+        others = as_inputs(target_inputs if target_inputs is not None else inputs if inputs is not None else left.probes)
+        return left, ModuleSide(target, others[: len(left.probes)], target_output)
+    if not isinstance(source, nn.Module):
+        raise InputError(f"Expected the source to be a torch module or a structure card, found {type(source).__name__}.")
+    if inputs is None:
+        inputs = getattr(source, "example_input_array", None)
+        if inputs is None:
+            raise InputError(f"Expected inputs to run {type(source).__name__} on, found none. Pass a tuple or a dict of arguments.")
+    probes = as_inputs(inputs)
+    others = probes if target_inputs is None else as_inputs(target_inputs)
+    if len(probes) != len(others):
+        raise InputError(f"Expected as many target probes as source probes, found {len(others)} and {len(probes)}.")
+    return ModuleSide(source, probes, source_output), ModuleSide(target, others, target_output)
+
+
+def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
+    """`match` on prepared sides."""
+    structures = Structure(source.capture()), Structure(target.capture())
+    _align_outputs(source, target, structures)
+    best: _Attempt | None = None
+    for salt, noise in enumerate(_TOLERANCES):
+        for anonymous in (False, True):
+            attempt = _attempt(structures, noise, anonymous, salt)
+            if attempt.complete:
+                plan = _plan(source, target, structures, attempt.assembly)
+                certificate, failed, state = certify(plan, source, target, structures[0], tolerance=tolerance)
+                if failed is None:
+                    plan.certificate = certificate
+                    plan.checked = "random parameters" if source.is_meta() else "real weights"
+                    return plan
+                attempt.failed, attempt.state, attempt.plan = failed, state, plan
+            if best is None or attempt.rank > best.rank:
+                best = attempt
+            if attempt.failed is not None and noise != float("inf"):
+                break
+    assert best is not None
+    raise StructureMismatch(_explain(source, target, structures, best))
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """One colouring of both sides and what came of it."""
+
+    refinement: Refinement
+    sides: tuple[Colouring, Colouring]
+    assembly: Assembly
+    failed: Outcome | None = None
+    state: dict[str, Tensor] | None = None
+    plan: Plan | None = None
+
+    @property
+    def complete(self) -> bool:
+        return not self.assembly.unmatched
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        return (self.failed is not None, self.refinement.agree, -len(self.assembly.unmatched))
+
+
+def _attempt(structures: tuple[Structure, Structure], noise: float, anonymous: bool, salt: int) -> _Attempt:
+    seeds = _seeds(structures[0], anonymous)
+    sides = Colouring(structures[0], seeds, 100 * salt), Colouring(structures[1], seeds, 100 * salt)
+    refinement = refine(sides, noise)
+    for side in sides:
+        side.run()
+    return _Attempt(refinement, sides, assemble(*sides, min(noise, 1e-2)))
+
+
+def _seeds(structure: Structure, anonymous: bool) -> list[Tensor]:
+    """What tells output elements apart; the last axis is left anonymous to find out its order."""
+    seeds = []
+    for number, node in enumerate(structure.capture.outputs):
+        shape = list(node.meta["shape"])
+        generator = torch.Generator().manual_seed(1000 + number)
+        if anonymous and shape:
+            seeds.append(torch.randn([*shape[:-1], 1], generator=generator, dtype=torch.float64).expand(shape))
+        else:
+            seeds.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+    return seeds
+
+
+def _align_outputs(source: Side, target: Side, structures: tuple[Structure, Structure]) -> None:
+    """Pair the outputs of both sides by shape, in order; drop those that only one side returns."""
+    left, right = (list(s.capture.outputs) for s in structures)
+    shapes_left, shapes_right = [tuple(o.meta["shape"]) for o in left], [tuple(o.meta["shape"]) for o in right]
+    pairs: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for i, shape in enumerate(shapes_left):
+        candidates = [j for j, other in enumerate(shapes_right) if other == shape and j not in taken]
+        if candidates:
+            pairs.append((i, candidates[0]))
+            taken.add(candidates[0])
+    if not pairs:
+        raise StructureMismatch(
+            f"Expected outputs of the same shape, found {_shapes(shapes_left)} from {source.name} and {_shapes(shapes_right)} "
+            f"from {target.name}. Name the tensors that count with source_output and target_output."
+        )
+    for side, structure, position in ((source, structures[0], 0), (target, structures[1], 1)):
+        chosen = [pair[position] for pair in pairs]
+        all_outputs = structure.capture.outputs
+        structure.restrict([all_outputs[i] for i in chosen])
+        if len(chosen) != len(all_outputs):
+            side.choose(chosen)
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(str(s) for s in shapes) or "none"
+
+
+def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], assembly: Assembly) -> Plan:
+    """A plan from pieces: one consistent set of steps per target tensor, and the lists of what is not copied."""
+    source_state, target_state = source.state(), target.state()
+    captures = structures[0].capture, structures[1].capture
+    pieces: dict[str, list[Piece]] = {}
+    for piece in assembly.pieces:
+        steps = pieces.setdefault(piece.target, [])
+        if piece not in steps:
+            steps.append(piece)
+    settled = {name: _settle(name, steps, torch.Size(captures[1].tensors[name]).numel()) for name, steps in pieces.items()}
+    kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in settled)
+    reached = {p for s in (structures[1],) for p in s.reached()}
+    uses = {p.source for steps in settled.values() for p in steps if p.source is not None}
+    zero = _neutral_leftovers(source_state, structures[0], assembly.leftover, uses)
+    return Plan(
+        pieces={n: tuple(s) for n, s in settled.items()},
+        source=specs_of(source_state),
+        target=specs_of(target_state),
+        source_ties={a: f for a, f in captures[0].ties.items() if a in source_state},
+        target_ties={a: f for a, f in captures[1].ties.items() if a in target_state},
+        kept=kept,
+        unreached=tuple(n for n in kept if n not in reached and n not in captures[1].derived),
+        unused=tuple(n for n in source_state if captures[0].ties.get(n, n) not in uses and n not in zero),
+        filled=tuple(sorted({n for n, s in settled.items() if any(p.source is None for p in s)})),
+        extrapolated=assembly.extrapolated,
+        zero=zero,
+        notes=tuple(dict.fromkeys(assembly.ambiguous)),
+        target_state=target_state,
+    )
+
+
+def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
+    """Steps that set each element once: a tensor used twice must get the same source elements from both uses."""
+    if sum(p.count for p in steps) == numel:
+        return steps
+    origin = torch.full((numel,), -1, dtype=torch.int64)
+    names = sorted({p.source or "" for p in steps})
+    chosen: list[Piece] = []
+    for piece in sorted(steps, key=lambda p: (-p.count, p.source is None)):
+        numbers = piece.numbers("target").reshape(-1)
+        if piece.source is None:
+            code = torch.full_like(numbers, -2)
+        else:
+            code = piece.numbers("source").reshape(-1) + (names.index(piece.source) << 40)
+        here = origin[numbers]
+        fresh = here == -1
+        if bool(fresh.all()):
+            origin[numbers] = code
+            chosen.append(piece)
+        elif bool((here[~fresh] != code[~fresh]).any()):
+            others = sorted({p.source or "nothing" for p in steps})
+            raise StructureMismatch(
+                f"The target uses {name!r} in several places (it is tied), and the source has different tensors there: "
+                f"{', '.join(others)}. Untie the target, or make the source's tensors one."
+            )
+        elif bool(fresh.any()):
+            raise StructureMismatch(f"Two uses of {name!r} in the target overlap in part, and no layout serves both.")
+    missing = int((origin == -1).sum())
+    if missing:
+        raise StructureMismatch(
+            f"{missing} of {numel} elements of the target's {name!r} are reached by the outputs on this probe only in part. "
+            "Pass probes that reach all of it."
+        )
+    return chosen
+
+
+def _neutral_leftovers(
+    state: Any, structure: Structure, leftover: list[Place], uses: set[str]
+) -> dict[str, float]:
+    """Source biases and gains that the target has no place for: allowed only while they are neutral."""
+    zero: dict[str, float] = {}
+    for place in leftover:
+        if place.source is None or place.operation not in ("bias", "gain"):
+            continue
+        name = place.source.meta["parameter"]
+        if name in uses:
+            continue
+        neutral = 0.0 if place.operation == "bias" else 1.0
+        tensor = state[name]
+        if tensor.is_meta or not bool((tensor == neutral).all()):
+            kind = "bias" if place.operation == "bias" else "gain"
+            raise StructureMismatch(
+                f"The source's {kind} {name!r} has nowhere to go: the target adds nothing at that place"
+                f"{'' if tensor.is_meta else f', and it is not {neutral:g} everywhere'}."
+            )
+        zero[name] = neutral
+    return zero
+
+
+def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> str:
+    """One paragraph: what was expected, where the models part, what to do."""
+    if best.failed is not None and best.plan is not None and best.state is not None:
+        c = best.failed.comparison
+        where = first_difference(best.sides, best.assembly.pairs, source, target, best.plan, best.state)
+        return (
+            f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
+            f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
+        )
+    where = structural_difference(structures)
+    parts = "; ".join(best.assembly.unmatched[:4])
+    more = len(best.assembly.unmatched) - 4
+    listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
+    return f"{source.name} and {target.name} do not have the same structure. {where}{listing}"

@@ -1,0 +1,281 @@
+"""What the engine knows about ATen operations: which elements of the inputs an element of the result depends on.
+
+Four kinds cover the core set; anything else is taken to depend on everything, which is sound and merely less sharp.
+
+- *layout*: elements are moved, repeated or dropped, never combined;
+- *pointwise*: with broadcasting;
+- *along*: each element depends on the elements that share its position in the other dimensions (reductions, softmax);
+- *product*: matrix products of two activations.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
+
+__all__ = ["NONE", "backward_dependence", "float64_arguments", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
+
+aten = torch.ops.aten
+NONE = 0.0
+"""The sketch of an element that depends on no parameter."""
+
+_LAYOUT = {
+    "view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze",
+    "clone", "alias", "detach", "contiguous", "cat", "stack", "split", "split_with_sizes", "unbind", "chunk", "flip", "roll",
+    "repeat", "as_strided", "as_strided_scatter", "slice_scatter", "select_scatter", "diagonal", "index", "index_select",
+    "gather", "constant_pad_nd", "unfold", "_reshape_alias", "lift_fresh_copy", "tril", "triu", "view_as_real",
+    "view_as_complex", "movedim", "narrow", "embedding", "index_put", "scatter", "unsafe_split", "unsafe_chunk",
+    "unsafe_split_with_sizes", "copy", "view_copy", "expand_copy", "permute_copy", "_conj", "resolve_conj", "_to_copy",
+}  # fmt: skip
+
+_ALONG = {
+    "sum", "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "linalg_vector_norm", "norm",
+    "max", "min", "median", "_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+    "logcumsumexp", "sort", "argsort", "topk", "argmax", "argmin", "any", "all", "renorm", "kthvalue",
+}  # fmt: skip
+
+
+def _name(node: fx.Node) -> str:
+    return node.target._schema.name.split("::")[1] if hasattr(node.target, "_schema") else ""
+
+
+def is_layout(node: fx.Node) -> bool:
+    """Whether the node only moves elements (getitem on the parts of a split included)."""
+    if node.target is operator.getitem:
+        parent = node.args[0]
+        return isinstance(parent, fx.Node) and is_layout(parent)
+    return _name(node) in _LAYOUT
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    return hasattr(node.target, "tags") and torch.Tag.pointwise in node.target.tags
+
+
+def tensor_arguments(node: fx.Node) -> list[fx.Node]:
+    """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
+    return found
+
+
+def _is_wide(dtype: Any) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def float64_arguments(args: Any) -> Any:
+    """Arguments with every floating-point dtype widened: numbers are compared in one precision only."""
+    return tree_map(lambda a: torch.float64 if _is_wide(a) else torch.complex128 if a is torch.complex64 else a, args)
+
+
+def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
+    """Execute one node on the values that `lookup` gives, in float64."""
+    args = fx.node.map_arg(node.args, lookup)
+    kwargs = fx.node.map_arg(node.kwargs, lookup)
+    return node.target(*float64_arguments(args), **float64_arguments(kwargs))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape)
+
+
+def _unbroadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The largest element over every broadcast dimension."""
+    while x.dim() > len(shape):
+        x = x.amax(0)
+    dims = [d for d, size in enumerate(shape) if size == 1 and x.shape[d] != 1]
+    return x.amax(dims, keepdim=True) if dims else x
+
+
+def _dims(node: fx.Node, rank: int) -> list[int] | None:
+    """Dimensions along which an *along* operation works; all of them by default."""
+    name = _name(node)
+    schema = [a.name for a in node.target._schema.arguments]
+    key = next((k for k in ("dim", "dims") if k in schema), None)
+    if key is None:
+        return list(range(rank))
+    value = node.kwargs.get(key, node.args[schema.index(key)] if schema.index(key) < len(node.args) else None)
+    if value is None and name in ("topk", "sort", "argsort", "kthvalue"):
+        value = -1
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return list(range(rank))
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return sorted(int(v) % max(rank, 1) for v in values)
+
+
+def _layer_norm_dims(node: fx.Node, rank: int) -> list[int]:
+    return list(range(rank - len(node.args[1]), rank))
+
+
+def _along_dims(node: fx.Node, rank: int) -> list[int] | None:
+    name = _name(node)
+    if name == "native_layer_norm":
+        return _layer_norm_dims(node, rank)
+    return _dims(node, rank) if name in _ALONG else None
+
+
+def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
+    """Run a layout operation on sketches or indices instead of values."""
+    name = _name(node)
+    if name == "view_as_complex":
+        return lookup(node.args[0]).amax(-1)
+    if name == "view_as_real":
+        x = lookup(node.args[0])
+        return x.unsqueeze(-1).expand(*x.shape, 2)
+    if name in ("_to_copy", "_conj", "resolve_conj"):
+        return lookup(node.args[0])
+    if name == "copy":
+        return lookup(node.args[1]).expand(_shape(lookup(node.args[0])))
+    if name == "constant_pad_nd":
+        return aten.constant_pad_nd.default(lookup(node.args[0]), node.args[1], 0)
+    args = fx.node.map_arg(node.args, lookup)
+    kwargs = fx.node.map_arg(node.kwargs, lookup)
+    return node.target(*args, **kwargs)
+
+
+def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: Callable[[fx.Node], Any]) -> Any:
+    """Sketch of a parameter-free node's result: for each element, the largest sketch among the elements it depends on.
+
+    Args:
+        node: the node.
+        sketch: float64 sketches of its inputs, of the inputs' shapes; `NONE` where nothing depends on a parameter.
+        value: the inputs' values, for integer arguments such as indices.
+    """
+
+    def lookup(argument: fx.Node) -> Any:
+        x = value(argument)
+        return x if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()) else sketch(argument)
+
+    result = value(node)
+    if node.target is operator.getitem:
+        parts = sketch(node.args[0])
+        return parts[node.args[1]]
+    if is_layout(node):
+        return layout_result(node, lookup)
+    inputs = [a for a in tensor_arguments(node)]
+    shapes = [_shape(r) for r in result if isinstance(r, Tensor)] if isinstance(result, (tuple, list)) else [_shape(result)]
+    sketches = [sketch(a) for a in inputs]
+    outputs: list[Tensor]
+    name = _name(node)
+    dims = _along_dims(node, sketches[0].dim()) if len(sketches) == 1 else None
+    if dims is not None:
+        reduced = sketches[0].amax(dims, keepdim=True) if dims else sketches[0]
+        outputs = [_reduced_to(reduced, dims, sketches[0].shape, shape) for shape in shapes]
+    elif name in ("mm", "bmm"):
+        a, b = sketches
+        outputs = [_max_product(a, b)]
+    elif is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
+        total = sketches[0]
+        for other in sketches[1:]:
+            total = torch.maximum(total, other)
+        outputs = [total.expand(shapes[0])]
+    elif name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d", "_adaptive_avg_pool2d", "avg_pool1d"):
+        outputs = _pooled(node, sketches[0], shapes)
+    elif name in ("index_add", "scatter_add", "scatter_reduce"):
+        outputs = [_scattered(node, lookup)]
+    else:
+        top = max((float(s.max()) if s.numel() else NONE) for s in sketches)
+        outputs = [torch.full(shape, top, dtype=torch.float64) for shape in shapes]
+    return outputs if isinstance(result, (tuple, list)) else outputs[0]
+
+
+def _reduced_to(reduced: Tensor, dims: list[int], source: Any, shape: tuple[int, ...]) -> Tensor:
+    if shape == tuple(source):
+        return reduced.expand(shape)
+    if reduced.dim() == len(shape):
+        return reduced.expand(shape) if tuple(reduced.shape) != shape else reduced
+    return reduced.reshape(shape)
+
+
+def _max_product(a: Tensor, b: Tensor) -> Tensor:
+    """Dependence of a matrix product, shapes (…, n, k) and (…, k, m)."""
+    return torch.maximum(a.amax(-1, keepdim=True), b.amax(-2, keepdim=True))
+
+
+def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    pooled = torch.nn.functional.adaptive_max_pool2d(x, shapes[0][-2:]) if x.dim() >= 3 and len(shapes[0]) >= 3 else x.amax()
+    return [pooled.expand(shape) for shape in shapes]
+
+
+def _scattered(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Tensor:
+    x, dim, index, source = (lookup(a) if isinstance(a, fx.Node) else a for a in node.args[:4])
+    if index.dim() == 1 and source.dim() != 1:
+        return x.clone().index_reduce_(dim, index, source.contiguous(), "amax")
+    return x.clone().scatter_reduce_(dim, index, source, "amax")
+
+
+def backward_dependence(
+    node: fx.Node, reach: Any, value: Callable[[fx.Node], Any], wanted: list[fx.Node]
+) -> list[Tensor]:
+    """For each wanted input, the largest sketch among the result's elements that depend on each of its elements.
+
+    Args:
+        node: a parameter-free node.
+        reach: float64 sketch of what each element of the result reaches downstream (a list for several results).
+        value: values of nodes.
+        wanted: inputs, one per occurrence in `tensor_arguments(node)`.
+    """
+    shapes = [_shape(value(a)) for a in wanted]
+    if is_layout(node) and node.target is not operator.getitem:
+        return _layout_backward(node, reach, value, wanted)
+    first = reach[0] if isinstance(reach, (list, tuple)) else reach
+    parts = [r for r in (reach if isinstance(reach, (list, tuple)) else [reach]) if r is not None]
+    name = _name(node)
+    inputs = tensor_arguments(node)
+    dims = _along_dims(node, len(shapes[0])) if len(inputs) == 1 else None
+    if dims is not None:
+        total = torch.zeros(shapes[0], dtype=torch.float64)
+        for part in parts:
+            total = torch.maximum(total, _spread(part, dims, shapes[0]))
+        return [total]
+    if name in ("mm", "bmm"):
+        left, right = first.amax(-1, keepdim=True), first.amax(-2, keepdim=True)
+        by_input = {0: left, 1: right}
+        return [by_input[inputs.index(a)].expand(shape) for a, shape in zip(wanted, shapes, strict=True)]
+    if is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
+        return [_unbroadcast(first, shape) for shape in shapes]
+    if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d", "_adaptive_avg_pool2d"):
+        return [torch.nn.functional.interpolate(first, shape[-2:], mode="nearest") for shape in shapes]
+    top = max((float(p.max()) if p.numel() else NONE) for p in parts)
+    return [torch.full(shape, top, dtype=torch.float64) for shape in shapes]
+
+
+def _spread(part: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
+    if tuple(part.shape) == shape:
+        return (part.amax(dims, keepdim=True) if dims else part).expand(shape)
+    if part.dim() != len(shape):
+        kept = [1 if d in dims else size for d, size in enumerate(shape)]
+        if part.numel() == torch.Size(kept).numel():
+            return part.reshape(kept).expand(shape)
+        return part.amax().expand(shape)
+    return part.amax(dims, keepdim=True).expand(shape) if dims else part
+
+
+def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any], wanted: list[fx.Node]) -> list[Tensor]:
+    """Scatter what the result reaches back along the movement, found by moving element numbers."""
+    name = _name(node)
+    if name == "view_as_complex":
+        return [reach.unsqueeze(-1).expand(*reach.shape, 2)]
+    if name == "view_as_real":
+        return [reach.amax(-1)]
+    if name in ("_to_copy", "_conj", "resolve_conj"):
+        return [reach]
+    offset = 1
+    index: dict[fx.Node, Tensor] = {}
+    for argument in tensor_arguments(node):
+        x = value(argument)
+        if argument in index or not isinstance(x, Tensor):
+            continue
+        if x.is_floating_point() or x.is_complex():
+            index[argument] = torch.arange(offset, offset + x.numel()).reshape(x.shape)
+            offset += x.numel()
+        else:
+            index[argument] = x
+    moved = layout_result(node, lambda a: index[a])
+    flat = torch.zeros(offset, dtype=torch.float64)
+    for numbers, part in zip(*((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=True):
+        if part is not None:
+            flat.scatter_reduce_(0, numbers.reshape(-1), part.reshape(-1), "amax")
+    return [flat[index[a].reshape(-1)].reshape(index[a].shape) for a in wanted]

@@ -1,0 +1,385 @@
+"""A weight plan: for every target tensor, which elements of which source tensors it takes.
+
+A plan is data. It is written as JSON, read back anywhere, applied to a mapping of tensors (or a memory-mapped file) one
+tensor at a time, and turned round. It holds no code and no weights.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrosys.adapters.certificate import Certificate
+from pyrosys.adapters.piece import Axis, Piece
+from pyrosys.errors import PlanError, WeightsError
+
+__all__ = ["FORMAT", "Plan"]
+
+FORMAT = "pyrosys-plan/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one tensor of a state dict."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+def specs_of(state: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """Shape and dtype of every tensor of a state dict."""
+    return {
+        name: TensorSpec(tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        for name, t in state.items()
+        if isinstance(t, Tensor)
+    }
+
+
+@dataclasses.dataclass
+class Plan:
+    """How the weights of one model become those of another.
+
+    Attributes:
+        pieces: per target tensor, the steps that fill it.
+        source, target: tensors of both state dicts.
+        source_ties, target_ties: second name of a tied tensor to its first.
+        kept: target tensors that keep the target's own values: those no output depends on, and derived buffers.
+        unreached: those among `kept` that no output in question depends on.
+        unused: source tensors that nothing on the target side takes.
+        unobservable: target tensors whose values no probe can see in the outputs; they are placed by structure.
+        filled: target tensors (or parts) without a source, set to the value that does nothing.
+        extrapolated: target tables with rows that no probe looked up, and how they were continued.
+        zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
+        checked: `"structure"`, `"random parameters"` or `"real weights"`: the strongest check that passed.
+        certificate: what was run and compared, when the plan was found.
+    """
+
+    pieces: dict[str, tuple[Piece, ...]]
+    source: dict[str, TensorSpec]
+    target: dict[str, TensorSpec]
+    source_ties: dict[str, str] = dataclasses.field(default_factory=dict)
+    target_ties: dict[str, str] = dataclasses.field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    unobservable: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
+    zero: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    checked: str = "structure"
+    certificate: Certificate | None = None
+    target_state: Mapping[str, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
+    verifier: Callable[["Plan", Any, Any], Certificate] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    # Use
+
+    def apply(self, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The target's complete state dict, from the source's.
+
+        Args:
+            source: tensors by the source's names; read one at a time.
+            target: the target's present state dict, for the tensors in `kept`; known when the plan comes from `match`.
+
+        Returns:
+            Parameters and persistent buffers of the target; a tensor that is copied whole is the source's own, not a copy.
+
+        Raises:
+            WeightsError: a tensor is missing, has another shape, or would have to be neutral and is not.
+            PlanError: the values of `kept` are needed and not given.
+        """
+        return {name: tensor for name, tensor in self.stream(source, target)}
+
+    def stream(self, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> Any:
+        """Yield `(name, tensor)` of the target, holding no more than one new tensor at a time."""
+        own = target if target is not None else self.target_state
+        source = _Tied(source, self.source_ties)
+        self._check_source(source)
+        done: dict[str, Tensor] = {}
+        firsts = set(self.target_ties.values())
+        for name in self.target:
+            first = self.target_ties.get(name, name)
+            if first in done:
+                yield name, done[first]
+                continue
+            if first in self.pieces:
+                tensor = self._build(first, source)
+            elif own is not None and name in own:
+                tensor = own[name]
+            else:
+                raise PlanError(
+                    f"Expected the target's own value of {name!r}, which this plan does not set. "
+                    "Pass the target's state dict: plan.apply(source, target.state_dict())."
+                )
+            if first in firsts:
+                done[first] = tensor
+            yield name, tensor
+
+    def _check_source(self, source: "_Tied") -> None:
+        needed = {piece.source for steps in self.pieces.values() for piece in steps if piece.source is not None}
+        for name in sorted(needed | set(self.zero)):
+            if name not in source:
+                similar = ", ".join(sorted(source.names)[:3])
+                raise WeightsError(
+                    f"Expected a tensor {name!r} of shape {self.source[name].shape}, found none among {len(source.names)} "
+                    f"tensors ({similar}, …). Pass the state dict of the model that the plan was made from."
+                )
+            found = source.shape(name)
+            if found != self.source[name].shape:
+                raise WeightsError(f"Expected {name!r} of shape {self.source[name].shape}, found {found}.")
+        for name, neutral in self.zero.items():
+            if not bool((source[name] == neutral).all()):
+                raise WeightsError(
+                    f"Expected {name!r} to be {neutral:g} everywhere, because the target has no place for it; it is not. "
+                    "Use a target that has this parameter."
+                )
+
+    def _build(self, name: str, source: "_Tied") -> Tensor:
+        steps, spec = self.pieces[name], self.target[name]
+        first = steps[0]
+        if len(steps) == 1 and first.source is not None and first.is_whole(spec.shape, self.source[first.source].shape):
+            return source[first.source]
+        dtypes = [source[p.source].dtype for p in steps if p.source is not None]
+        dtype = dtypes[0] if dtypes else spec.torch_dtype
+        out = torch.empty(spec.shape, dtype=dtype)
+        for piece in steps:
+            piece.run(out, None if piece.source is None else source[piece.source].contiguous())
+        return out
+
+    def verify(self, source: Any, target: Any, inputs: Any = None, target_inputs: Any = None) -> Certificate:
+        """Run source and target and compare, with random parameters and then with the source's own weights.
+
+        Args:
+            source, target: the modules; the target's weights are left as they are.
+            inputs, target_inputs: other probes than those of `match`.
+
+        Raises:
+            VerificationError: they do not compute the same; the message names the first place where they part.
+        """
+        if inputs is not None or self.verifier is None:
+            from pyrosys.adapters.verify import verify_plan
+
+            return verify_plan(self, source, target, inputs, target_inputs)
+        return self.verifier(self, source, target)
+
+    def invert(self) -> "Plan":
+        """The plan from target to source.
+
+        Raises:
+            PlanError: the source has elements that the target does not hold.
+        """
+        pieces: dict[str, list[Piece]] = {}
+        for steps in self.pieces.values():
+            for piece in steps:
+                if piece.source is not None:
+                    inverse = piece.inverted()
+                    if inverse not in pieces.setdefault(inverse.target, []):
+                        pieces[inverse.target].append(inverse)
+        for name in pieces:
+            _check_cover(name, self.source[name], pieces[name])
+        lost = [name for name in self.zero]
+        for name in lost:
+            numel = torch.Size(self.source[name].shape).numel()
+            axes = (Axis(numel, 1, 0),) if numel > 1 else ()
+            pieces[name] = [Piece(name, None, 0, 0, axes, 0.0, self.zero[name])]
+        kept = tuple(n for n in self.source if n not in pieces and self.source_ties.get(n) not in pieces)
+        return Plan(
+            pieces={name: tuple(steps) for name, steps in pieces.items()},
+            source=self.target,
+            target=self.source,
+            source_ties=self.target_ties,
+            target_ties=self.source_ties,
+            kept=kept,
+            unreached=tuple(n for n in kept if n in self.unused),
+            unused=self.unreached,
+            zero={n: self._fill_value(n) for n in self.filled if n in self.pieces and len(self.pieces[n]) == 1},
+            checked=self.checked,
+            notes=(*self.notes, "inverted"),
+        )
+
+    def _fill_value(self, name: str) -> float:
+        return self.pieces[name][0].shift
+
+    # Reading and writing
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; see `FORMAT` for the version."""
+        return {
+            "format": FORMAT,
+            "checked": self.checked,
+            "source": {n: [list(s.shape), s.dtype] for n, s in self.source.items()},
+            "target": {n: [list(s.shape), s.dtype] for n, s in self.target.items()},
+            "source_ties": self.source_ties,
+            "target_ties": self.target_ties,
+            "kept": list(self.kept),
+            "unreached": list(self.unreached),
+            "unused": list(self.unused),
+            "unobservable": list(self.unobservable),
+            "filled": list(self.filled),
+            "extrapolated": self.extrapolated,
+            "zero": self.zero,
+            "notes": list(self.notes),
+            "pieces": {name: [p.to_json() for p in steps] for name, steps in self.pieces.items()},
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, whole or not at all."""
+        write_json(pathlib.Path(path), self.to_json())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PlanError: the file is missing, is not a plan, or is of a later version.
+        """
+        try:
+            data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"Cannot read the plan {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise PlanError(f"Expected a plan as JSON in {path}, found something else ({error}).") from error
+        return Plan.from_json(data, str(path))
+
+    @staticmethod
+    def from_json(data: Any, origin: str = "the data") -> "Plan":
+        """A plan from what `to_json` returned.
+
+        Raises:
+            PlanError: it is not a plan of a known version, or its steps do not fit its tensors.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise PlanError(f"Expected format {FORMAT!r} in {origin}, found {found!r}. Make the plan again with this version.")
+        try:
+            specs = {
+                side: {n: TensorSpec(tuple(int(d) for d in shape), str(dtype)) for n, (shape, dtype) in data[side].items()}
+                for side in ("source", "target")
+            }
+            plan = Plan(
+                pieces={n: tuple(Piece.from_json(n, p) for p in steps) for n, steps in data["pieces"].items()},
+                source=specs["source"],
+                target=specs["target"],
+                source_ties=dict(data["source_ties"]),
+                target_ties=dict(data["target_ties"]),
+                kept=tuple(data["kept"]),
+                unreached=tuple(data["unreached"]),
+                unused=tuple(data["unused"]),
+                unobservable=tuple(data["unobservable"]),
+                filled=tuple(data["filled"]),
+                extrapolated=dict(data["extrapolated"]),
+                zero={n: float(v) for n, v in data["zero"].items()},
+                notes=tuple(data["notes"]),
+                checked=str(data["checked"]),
+                certificate=Certificate.from_json(data["certificate"]) if data.get("certificate") else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"The plan in {origin} is damaged: {type(error).__name__}: {error}.") from error
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Every step stays inside its tensors and every target tensor is filled exactly.
+
+        Raises:
+            PlanError: otherwise.
+        """
+        for name, steps in self.pieces.items():
+            if name not in self.target:
+                raise PlanError(f"The plan fills {name!r}, which is not among the target's tensors.")
+            for piece in steps:
+                if piece.source is not None and piece.source not in self.source:
+                    raise PlanError(f"The plan reads {piece.source!r}, which is not among the source's tensors.")
+                _check_inside(piece, self.target[name], "target")
+                if piece.source is not None:
+                    _check_inside(piece, self.source[piece.source], "source")
+            _check_cover(name, self.target[name], list(steps))
+
+    def report(self) -> str:
+        """The plan in words, one line per target tensor, and what is not copied."""
+        from pyrosys.adapters.report import report
+
+        return report(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"
+
+
+class _Tied:
+    """A mapping of tensors in which either name of a tied tensor will do."""
+
+    def __init__(self, state: Mapping[str, Tensor], ties: dict[str, str]):
+        self.state = state
+        self.names = set(state)
+        self.other: dict[str, list[str]] = {}
+        for alias, first in ties.items():
+            self.other.setdefault(first, []).append(alias)
+            self.other.setdefault(alias, []).append(first)
+
+    def _found(self, name: str) -> str | None:
+        return next((n for n in (name, *self.other.get(name, ())) if n in self.names), None)
+
+    def __contains__(self, name: str) -> bool:
+        return self._found(name) is not None
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._found(name)
+        assert found is not None
+        return self.state[found]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self[name].shape)
+
+
+def _check_inside(piece: Piece, spec: TensorSpec, side: str) -> None:
+    low = high = piece.target_offset if side == "target" else piece.source_offset
+    for axis in piece.axes:
+        steps = axis.target if side == "target" else axis.source
+        line = [steps * (axis.length - 1), 0] if isinstance(steps, int) else list(steps)
+        if axis.length < 1 or (not isinstance(steps, int) and len(steps) != axis.length):
+            raise PlanError(f"A step of the plan for {piece.target!r} has a loop of impossible length.")
+        low, high = low + min(line), high + max(line)
+    if low < 0 or high >= torch.Size(spec.shape).numel():
+        raise PlanError(f"A step of the plan for {piece.target!r} reaches outside the {side} tensor of shape {spec.shape}.")
+
+
+def _check_cover(name: str, spec: TensorSpec, steps: list[Piece]) -> None:
+    """Each element exactly once."""
+    numel = torch.Size(spec.shape).numel()
+    if sum(p.count for p in steps) == numel and len(steps) == 1 and steps[0].axes in ((Axis(numel, 1, 1),), ()):
+        return
+    seen = torch.zeros(numel, dtype=torch.uint8)
+    for piece in steps:
+        seen.index_add_(0, piece.numbers("target").reshape(-1), torch.ones(piece.count, dtype=torch.uint8))
+    if not bool((seen == 1).all()):
+        raise PlanError(
+            f"Expected every element of {name!r} to be set once; {int((seen == 0).sum())} are never set and "
+            f"{int((seen > 1).sum())} more than once."
+        )
+
+
+def write_json(path: pathlib.Path, data: Any) -> None:
+    """Write JSON through a temporary file in the same folder, so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,254 @@
+"""Give the elements of two models common colours until colours tell all elements apart.
+
+Both models are coloured in step. After each round, elements of either model get one colour exactly if their old colour,
+their sketch and, within a tolerance, their numbers agree. Where colours no longer change but elements still share one (the
+hidden units of a layer may be permuted without any effect), one representative order is chosen: the order in which each
+model stores them. That is sound only if the models agree afterwards, which is checked: if the choice splits the models'
+colours apart, it is taken back, and made again for one place at a time.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pyrosys.adapters.colour import SIGNATURE, Colouring, Family, Place, Streams, mix
+
+__all__ = ["Refinement", "refine"]
+
+_ROUNDS = 12
+
+
+@dataclasses.dataclass
+class Refinement:
+    """Outcome of colouring two models in step.
+
+    Attributes:
+        agree: whether both models show the same set of colours.
+        rounds: rounds run.
+        ordered: places whose equal-coloured features were told apart by storage order, per side.
+    """
+
+    agree: bool
+    rounds: int
+    ordered: list[set[Place]]
+
+
+def refine(sides: tuple[Colouring, Colouring], tolerance: float) -> Refinement:
+    """Refine until every element has a colour of its own in its place, or nothing more can be told apart."""
+    refiner = _Refiner(sides, tolerance)
+    refiner.settle()
+    refiner.order_first_place()
+    start = refiner.save()
+    refiner.order_everything()
+    if not refiner.agree():
+        refiner.load(start)
+        refiner.order_one_by_one()
+    return Refinement(refiner.agree(), refiner.rounds, refiner.ordered)
+
+
+class _Refiner:
+    def __init__(self, sides: tuple[Colouring, Colouring], tolerance: float):
+        self.sides = sides
+        self.tolerance = tolerance
+        self.rounds = 0
+        self.count = 0
+        self.ordered: list[set[Place]] = [set(), set()]
+
+    # State
+
+    def save(self) -> list[dict[Place, Family]]:
+        return [dict(side.families) for side in self.sides]
+
+    def load(self, state: list[dict[Place, Family]]) -> None:
+        for side, families in zip(self.sides, state, strict=True):
+            side.families = dict(families)
+        self.count = 0
+
+    # Rounds
+
+    def settle(self) -> None:
+        """Rounds until the number of colours stays."""
+        for _ in range(_ROUNDS):
+            before = self.count
+            self.round()
+            if self.count == before:
+                return
+
+    def round(self) -> None:
+        streams = [side.run() for side in self.sides]
+        self.rounds += 1
+        pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
+        flat = [torch.cat([getattr(p, name) for side in pieces for p in side]) for name in ("colour", "exact", "numbers")]
+        groups = _group(*flat, tolerance=self.tolerance)
+        self.count = int(groups.max()) + 1 if groups.numel() else 0
+        colours = mix(groups, 77)
+        at = 0
+        for side, found in zip(self.sides, pieces, strict=True):
+            families: dict[Place, Family] = {}
+            for piece in found:
+                size = piece.colour.numel()
+                part = colours[at : at + size].reshape(piece.shape)
+                at += size
+                family = families.setdefault(piece.place, Family(part))
+                if piece.is_rows:
+                    family.rows = part
+            side.families = families
+
+    # Orders
+
+    def order_first_place(self) -> None:
+        """Tell the features of the earliest undecided place apart, so that numbers are no longer degenerate downstream."""
+        shared = self._orderable()
+        for place in self.sides[0].structure.places:
+            if place.kind == "elements":
+                continue
+            undecided = _repeated(self.sides[0].families[place].features)
+            colours = {int(c) for c in undecided} & shared
+            if colours:
+                self._order(colours, {place.kind})
+                self.settle()
+                return
+
+    def order_everything(self) -> None:
+        for kinds in ({"contract", "look up"}, {"elements"}):
+            for _ in range(_ROUNDS):
+                colours = self._orderable(kinds)
+                if not colours:
+                    break
+                self._order(colours, kinds)
+                self.settle()
+
+    def order_one_by_one(self) -> None:
+        """One place after the other, taking back an order that splits the models apart."""
+        refused: set[int] = set()
+        budget = 4 * len(self.sides[0].structure.places)
+        while budget:
+            budget -= 1
+            shared = self._orderable({"contract", "look up"}) - refused
+            target = None
+            for place in self.sides[0].structure.places:
+                if place.kind != "elements":
+                    mine = [int(c) for c in _repeated(self.sides[0].families[place].features).tolist() if int(c) in shared]
+                    if mine:
+                        target = mine[0]
+                        break
+            if target is None:
+                break
+            before = self.save()
+            self._order({target}, {"contract", "look up"}, only_first=True)
+            self.settle()
+            if not self.agree():
+                self.load(before)
+                refused.add(target)
+        self.order_everything()
+
+    def _orderable(self, kinds: set[str] | None = None) -> set[int]:
+        """Colours shared by several elements of one place, with the same numbers of elements per place on both sides."""
+        counts: list[dict[int, list[int]]] = []
+        for side in self.sides:
+            found: dict[int, list[int]] = {}
+            for place, family in side.families.items():
+                if kinds is not None and place.kind not in kinds:
+                    continue
+                values, sizes = torch.unique(family.features, return_counts=True)
+                many = sizes > 1
+                for value, size in zip(values[many].tolist(), sizes[many].tolist(), strict=True):
+                    found.setdefault(value, []).append(size)
+            counts.append(found)
+        left, right = counts
+        return {colour for colour, sizes in left.items() if sorted(right.get(colour, [])) == sorted(sizes)}
+
+    def _order(self, colours: set[int], kinds: set[str], only_first: bool = False) -> None:
+        wanted = torch.tensor(sorted(colours))
+        for index, side in enumerate(self.sides):
+            families = dict(side.families)
+            for place, family in side.families.items():
+                if place.kind not in kinds:
+                    continue
+                flat = family.features.reshape(-1)
+                mine = torch.isin(flat, wanted)
+                if not bool(mine.any()):
+                    continue
+                rank = _rank(flat)
+                if only_first:
+                    rank = (rank > 0).to(torch.int64)
+                flat = torch.where(mine, mix(flat, rank, 55), flat)
+                families[place] = Family(flat.reshape(family.features.shape), family.rows)
+                self.ordered[index].add(place)
+            side.families = families
+        self.count = 0
+
+    def agree(self) -> bool:
+        left, right = (_all_colours(side) for side in self.sides)
+        return torch.equal(left, right)
+
+
+def _all_colours(side: Colouring) -> Tensor:
+    """Distinct colours of contracted and looked-up features: what must exist on both sides."""
+    found = [f.features.reshape(-1) for p, f in side.families.items() if p.kind != "elements"]
+    return torch.unique(torch.cat(found)) if found else torch.zeros(0)
+
+
+def _repeated(colours: Tensor) -> Tensor:
+    values, sizes = torch.unique(colours, return_counts=True)
+    return values[sizes > 1]
+
+
+def _rank(flat: Tensor) -> Tensor:
+    """Rank of each element among those of its colour, in storage order."""
+    order = torch.argsort(flat, stable=True)
+    values = flat[order]
+    start = torch.ones_like(values, dtype=torch.bool)
+    start[1:] = values[1:] != values[:-1]
+    position = torch.arange(len(values))
+    first = torch.cummax(torch.where(start, position, 0), 0).values
+    rank = torch.empty_like(position)
+    rank[order] = position - first
+    return rank
+
+
+@dataclasses.dataclass
+class _Piece:
+    place: Place
+    is_rows: bool
+    shape: torch.Size
+    colour: Tensor
+    exact: Tensor
+    numbers: Tensor
+
+
+def _pieces(side: Colouring, streams: dict[Place, Streams]) -> list[_Piece]:
+    pieces = []
+    for place, stream in streams.items():
+        family = side.families[place]
+        kind = {"contract": 1, "look up": 2, "elements": 3}[place.kind]
+        pieces.append(_piece(place, False, kind, family.features, stream.exact, stream.numbers))
+        if family.rows is not None and stream.row_exact is not None and stream.row_numbers is not None:
+            pieces.append(_piece(place, True, 4, family.rows, stream.row_exact, stream.row_numbers))
+    return pieces
+
+
+def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor, numbers: Tensor) -> _Piece:
+    flat = numbers.reshape(colour.numel(), -1)
+    padded = torch.zeros(colour.numel(), SIGNATURE, dtype=torch.float64)
+    padded[:, : flat.shape[1]] = flat
+    return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded)
+
+
+def _group(colour: Tensor, exact: Tensor, numbers: Tensor, *, tolerance: float) -> Tensor:
+    """Group numbers: equal where colour and sketch are equal and the numbers lie within the tolerance of a neighbour."""
+    groups = torch.unique(mix(colour, exact), return_inverse=True)[1]
+    if tolerance == float("inf"):
+        return groups
+    for column in range(numbers.shape[1]):
+        values = numbers[:, column]
+        by_value = torch.argsort(values, stable=True)
+        order = by_value[torch.argsort(groups[by_value], stable=True)]
+        sorted_groups, sorted_values = groups[order], values[order]
+        new = torch.ones_like(sorted_groups, dtype=torch.bool)
+        gap = (sorted_values[1:] - sorted_values[:-1]) > tolerance
+        new[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | gap
+        groups = torch.empty_like(groups)
+        groups[order] = torch.cumsum(new.to(torch.int64), 0) - 1
+    return groups

@@ -1,0 +1,109 @@
+"""The two sides of a match: a module with its probes, or a structure card that stands for a module whose code is absent."""
+
+import copy
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyrosys.adapters.capture import (
+    Capture,
+    Inputs,
+    OutputSelector,
+    capture,
+    evaluation_mode,
+    named_state,
+    output_tensors,
+    quiet_kernels,
+    shadow,
+)
+from pyrosys.errors import CaptureError, PyrosysError
+
+__all__ = ["ModuleSide", "Side"]
+
+
+class Side(Protocol):
+    """What the engine needs of a source or target."""
+
+    name: str
+    probes: list[Inputs]
+
+    def capture(self) -> Capture: ...
+
+    def choose(self, outputs: list[int]) -> None: ...
+
+    def state(self) -> Mapping[str, Tensor]: ...
+
+    def is_meta(self) -> bool: ...
+
+    def run(self, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype) -> list[Tensor]: ...
+
+
+class ModuleSide:
+    """A module, its probes and the outputs that count.
+
+    Args:
+        model: left as it is by everything here.
+        probes: at least one.
+        select: from output to the tensors that count.
+    """
+
+    def __init__(self, model: nn.Module, probes: list[Inputs], select: OutputSelector | None):
+        self.model = model
+        self.probes = probes
+        self.select = select
+        self.name = type(model).__name__
+        self.chosen: list[int] | None = None
+
+    def capture(self) -> Capture:
+        return capture(self.model, self.probes[0], output=self.select)
+
+    def choose(self, outputs: list[int]) -> None:
+        """Keep only some of the outputs, by number."""
+        self.chosen = outputs
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {n: t for n, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+    def is_meta(self) -> bool:
+        return any(t.is_meta for t in self.state().values())
+
+    def run(self, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype) -> list[Tensor]:
+        """Outputs under another state, in a given precision, from a fixed random state.
+
+        Raises:
+            CaptureError: the model does not run.
+        """
+        model = shadow(self.model)
+        tensors, ties, _ = named_state(model)
+        values: dict[str, Tensor] = {}
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and not buffer.is_meta:
+                values[name] = buffer.detach().to(dtype)
+            else:
+                values[name] = buffer.detach().clone() if not buffer.is_meta else buffer
+        for name in tensors:
+            values[name] = state[name].detach().to(dtype)
+        for alias, first in ties.items():
+            values[alias] = values[first]
+        inputs = self.probes[probe].map(lambda t: t.detach().to(dtype) if t.is_floating_point() else t.detach().clone())
+        inputs = Inputs(*copy.copy(inputs.args), **dict(inputs.kwargs))
+        return self._outputs(model, values, inputs, dtype)
+
+    def _outputs(self, model: nn.Module, values: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+        default = torch.get_default_dtype()
+        with evaluation_mode(model), quiet_kernels(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            torch.set_default_dtype(dtype)
+            try:
+                result = torch.func.functional_call(model, dict(values), inputs.args, inputs.kwargs, tie_weights=False)
+                found = output_tensors(result, self.select)
+            except PyrosysError:
+                raise
+            except Exception as error:
+                raise CaptureError(f"{self.name} did not run in {dtype}: {type(error).__name__}: {error}") from error
+            finally:
+                torch.set_default_dtype(default)
+        chosen = found if self.chosen is None else [found[i] for i in self.chosen]
+        return [t.detach() for t in chosen]
