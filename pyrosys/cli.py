@@ -362,9 +362,9 @@ def _fingerprint(options: argparse.Namespace) -> None:
     inputs = _call(options.inputs) if options.inputs else None
     result = pyrosys.fingerprint(_build(options.model), inputs)
     if options.json:
-        _print_json({"model": result.model, "submodules": result.submodules})
+        _print_json({"whole": result.whole, "parts": result.parts})
     else:
-        _print_table((), [(result.model, options.model), *((value, name) for name, value in result.submodules.items())])
+        _print_table(("fingerprint", "part"), [(result.whole, "(whole)"), *((v, k) for k, v in result.parts.items())])
 
 
 def _demo(options: argparse.Namespace) -> None:
