@@ -457,9 +457,11 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 
 def _build(model: str) -> nn.Module:
     """Build a torch module from the name of a model in the zoo, without its weights, or from MODULE:CALLABLE."""
+    if ":" in model:
+        return _call(model)
     from pyrosys.catalogue import build
 
-    return _call(model) if ":" in model else build(model)
+    return build(model)
 
 
 def _call(reference: str) -> Any:

@@ -1,13 +1,16 @@
 """The command line: what each command prints and writes, and how it fails."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import pyrosys
@@ -263,3 +266,96 @@ def test_unknown_device_is_explained(capsys: pytest.CaptureFixture[str]) -> None
 )
 def test_references_that_cannot_be_imported_are_explained(reference: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert reference in fail(capsys, "fingerprint", reference)
+
+
+IMPLEMENTATIONS = """
+import torch
+from torch import nn
+
+
+class Theirs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Linear(4, 10)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x):
+        gate, value = self.both(x).chunk(2, dim=-1)
+        return self.out(torch.sigmoid(gate) * value)
+
+
+class Ours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Linear(5, 3)
+        self.value, self.gate = nn.Linear(4, 5), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.output(self.value(x) * self.gate(x).sigmoid())
+
+
+class Other(Ours):
+    def forward(self, x):
+        return self.output(self.value(x) * self.gate(x).tanh())
+
+
+def inputs():
+    return (torch.randn(2, 3, 4),)
+"""
+
+
+@pytest.fixture
+def implementations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two implementations of one model in a module of the current directory, and a checkpoint of the first."""
+    (tmp_path / "implementations.py").write_text(IMPLEMENTATIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("implementations")
+    pyrosys.hub.write_weights(tmp_path / "theirs.safetensors", module.Theirs().state_dict())
+    yield tmp_path
+    del sys.modules["implementations"]
+
+
+@pytest.mark.usefixtures("implementations")
+def test_fingerprint_is_the_same_for_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    prints = [
+        json.loads(
+            read(capsys, "fingerprint", f"implementations:{name}", "--inputs", "implementations:inputs", "--json")
+        )
+        for name in ("Theirs", "Ours")
+    ]
+    assert prints[0]["whole"] == prints[1]["whole"]
+    assert prints[0]["parts"]["out"] == prints[1]["parts"]["output"]
+    text = read(capsys, "fingerprint", "implementations:Theirs", "--inputs", "implementations:inputs")
+    assert text.splitlines()[1].split() == [prints[0]["whole"], "(whole)"]
+
+
+PORT = ("port", "theirs.safetensors", "--source", "implementations:Theirs", "--inputs", "implementations:inputs")
+
+
+def test_port_writes_weights_plan_and_certificate(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = read(capsys, *PORT, "--target", "implementations:Ours", "--output", "ported/ours")
+    assert "real parameters" in text
+    output = implementations / "ported" / "ours"
+    assert sorted(path.name for path in output.iterdir()) == ["certificate.json", "model.safetensors", "plan.json"]
+    assert json.loads((output / "certificate.json").read_text())["comparisons"]
+    module = sys.modules["implementations"]
+    theirs, ours = module.Theirs(), module.Ours()
+    theirs.load_state_dict(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
+    ours.load_state_dict(pyrosys.hub.read_weights(output))
+    (x,) = module.inputs()
+    torch.testing.assert_close(ours(x), theirs(x))
+    plan = pyrosys.Plan.load(output / "plan.json")
+    torch.testing.assert_close(plan.apply(theirs.state_dict()), dict(ours.state_dict()), rtol=0, atol=0)
+
+
+def test_port_that_is_refused_writes_nothing(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PORT, "--target", "implementations:Other", "--output", "other"]) == 2
+    assert capsys.readouterr().err.startswith("pyrosys: ")
+    assert not (implementations / "other").exists()
+
+
+def test_port_does_not_overwrite(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (implementations / "ours").mkdir()
+    message = fail(capsys, *PORT, "--target", "implementations:Ours", "--output", "ours")
+    assert "Choose another --output" in message
