@@ -1,0 +1,123 @@
+"""The structure engine on pairs of one function, which it must match, and of two functions, which it must refuse."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pyrosys.adapters.match import match
+from pyrosys.errors import StructureMismatch
+from tests.adapters.mutations import MUTATIONS, Mutation
+from tests.adapters.pairs import PAIRS, Pair
+from tests.adapters.twins import rename_randomly
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using torch.cross without specifying the dim")
+
+DIRECTED = [directed for pair in PAIRS for directed in (pair, pair.reverse)[: 1 if pair.one_way else 2]]
+RENAMED = (
+    "llama | everything",
+    "gpt-2 | split",
+    "esm-2 transformers | ours",
+    "proteinmpnn original | ours",
+    "bert encoder | torch encoder",
+    "vit | patches as vectors",
+    "layers, list | stack",
+    "frozen batch norm",
+    "tied | untied and equal",
+    "lstm, two layers in both directions",
+)
+REFUSED = [
+    (f"{mutation.name}{', reversed' * turned}", mutation, turned)
+    for mutation in MUTATIONS
+    for turned in ((False,) if mutation.one_way else (False, True))
+]
+
+
+@contextmanager
+def numbers_in(precision: torch.dtype) -> Iterator[None]:
+    """Inputs drawn in here have this precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(precision)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def run(model: nn.Module, probe: Any, select: Callable[[Any], Any] | None) -> list[Tensor]:
+    """The tensors that count of a model's output."""
+    output = model(**probe) if isinstance(probe, dict) else model(*probe)
+    return tree_leaves(output if select is None else select(output))
+
+
+def port(pair: Pair, source: nn.Module, target: nn.Module) -> None:
+    """Match the two, and load what the plan makes of the source's state into the target, strictly."""
+    plan = match(
+        source,
+        target,
+        pair.inputs(0),
+        pair.target_inputs and pair.target_inputs(0),
+        source_output=pair.source_output,
+        target_output=pair.target_output,
+    )
+    target.load_state_dict(plan.apply(source.state_dict()))
+
+
+def assert_same_function(pair: Pair, source: nn.Module, target: nn.Module) -> None:
+    """Compare the two on examples that no plan has seen."""
+    with numbers_in(pair.precision), torch.no_grad():
+        source, target = source.to(pair.precision), target.to(pair.precision)
+        for seed in (1, 2):
+            expected = run(source, pair.inputs(seed), pair.source_output)
+            found = run(target, (pair.target_inputs or pair.inputs)(seed), pair.target_output)
+            for left, right in zip(expected, found, strict=True):
+                assert left.abs().max() > 1e-3
+                assert (left - right).abs().max() <= pair.tolerance * left.abs().max()
+
+
+def names(values: list[Any]) -> list[str]:
+    return [value.name for value in values]
+
+
+@pytest.mark.parametrize("pair", DIRECTED, ids=names(DIRECTED))
+def test_a_pair_is_matched(pair: Pair) -> None:
+    source, target = pair.source(), pair.target()
+    port(pair, source, target)
+    assert_same_function(pair, source, target)
+
+
+@pytest.mark.parametrize(("mutation", "turned"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_another_function_is_refused(mutation: Mutation, turned: bool) -> None:
+    source, target = mutation.source(), mutation.target()
+    if turned:
+        source, target = target, source
+    with pytest.raises(StructureMismatch):
+        match(source, target, mutation.inputs(0))
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_names_are_not_read(name: str) -> None:
+    (pair,) = (pair for pair in PAIRS if pair.name == name)
+    source, target = rename_randomly(pair.source(), 1), rename_randomly(pair.target(), 2)
+    port(pair, source, target)
+    assert_same_function(pair, source, target)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_renaming_keeps_the_function(name: str) -> None:
+    (pair,) = (pair for pair in PAIRS if pair.name == name)
+    probe, model = pair.inputs(0), pair.source()
+    renamed = rename_randomly(pair.source(), 3)
+    assert not set(model.state_dict()) & set(renamed.state_dict())
+    expected, found = (run(one, probe, pair.source_output) for one in (model, renamed))
+    for left, right in zip(expected, found, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_the_names_of_pairs_are_distinct() -> None:
+    assert len(set(names(PAIRS))) == len(PAIRS)
+    assert len(set(names(MUTATIONS))) == len(MUTATIONS)
