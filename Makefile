@@ -37,6 +37,7 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The theme would announce its successor on every build.
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .github/mkdocs.yml
 
