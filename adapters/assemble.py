@@ -11,9 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.colour import Colouring, Contraction, Place
+from pyrosys.adapters.colour import Colouring, Contraction, Place, mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
+from pyrosys.adapters.refine import group_by_numbers, rank_within
 from pyrosys.errors import StructureMismatch
 
 __all__ = ["Assembly", "assemble"]
@@ -31,6 +32,8 @@ class Assembly:
         extrapolated: target tensors whose unseen rows continue the pattern of the seen ones.
         unmatched: places of the target that matter and have no source, as sentences.
         leftover: places of the source that no target takes.
+        vocabularies: for every look-up, the source row of each target row.
+        pairs: places that were paired, source first.
     """
 
     pieces: list[Piece] = dataclasses.field(default_factory=list)
@@ -38,18 +41,18 @@ class Assembly:
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     unmatched: list[str] = dataclasses.field(default_factory=list)
     leftover: list[Place] = dataclasses.field(default_factory=list)
-    vocabulary: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
 
 
-def assemble(source: Colouring, target: Colouring, tolerance: float) -> Assembly:
+def assemble(source: Colouring, target: Colouring) -> Assembly:
     """Pair the places of two models that were refined in step."""
     found = Assembly()
     used: set[Place] = set()
     index = _Index(source)
     for place in target.structure.places:
         if place.kind == "contract":
-            used |= _contraction(place, index, source, target, tolerance, found)
+            used |= _contraction(place, index, source, target, found)
         elif place.kind == "look up":
             used |= _look_up(place, index, source, target, found)
         else:
@@ -80,7 +83,7 @@ class _Index:
         sorted_colours, places, positions = self.tables[kind]
         low = torch.searchsorted(sorted_colours, colours)
         high = torch.searchsorted(sorted_colours, colours, right=True)
-        rank = _rank_within(colours)
+        rank = rank_within(colours)
         counts = high - low
         mine = torch.repeat_interleave(torch.arange(len(colours)), counts)
         start = torch.repeat_interleave(low, counts)
@@ -90,28 +93,16 @@ class _Index:
         for number in torch.unique(places[at]).tolist():
             chosen = places[at] == number
             left, right = mine[chosen], positions[at[chosen]]
-            same_rank = _rank_within(left) == rank[left]
+            same_rank = rank_within(left) == rank[left]
             out[number] = (left[same_rank], right[same_rank])
         return out
-
-
-def _rank_within(values: Tensor) -> Tensor:
-    order = torch.argsort(values, stable=True)
-    ordered = values[order]
-    new = torch.ones_like(ordered, dtype=torch.bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    position = torch.arange(len(values))
-    first = torch.cummax(torch.where(new, position, 0), 0).values
-    rank = torch.empty_like(position)
-    rank[order] = position - first
-    return rank
 
 
 # Contractions
 
 
 def _contraction(
-    place: Place, index: _Index, source: Colouring, target: Colouring, tolerance: float, found: Assembly
+    place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly
 ) -> set[Place]:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
@@ -120,7 +111,7 @@ def _contraction(
     for number, (mine, theirs) in index.pairs("contract", colours).items():
         other_place = index.places[number]
         other: Contraction = source.structure.role[other_place.node][1]
-        links = _contracted_links(target, place, mine, source, other_place, theirs, tolerance)
+        links = _contracted_links(target, place, mine, source, other_place, theirs)
         if links is None:
             continue
         mine_k, theirs_k, ambiguous = links
@@ -149,25 +140,23 @@ def _contraction(
 
 
 def _contracted_links(
-    target: Colouring, place: Place, mine: Tensor, source: Colouring, other_place: Place, theirs: Tensor, tolerance: float
+    target: Colouring, place: Place, mine: Tensor, source: Colouring, other_place: Place, theirs: Tensor
 ) -> tuple[Tensor, Tensor, int] | None:
     """Pair the contracted positions of two operands by the data that they meet."""
     left = _column_signatures(target, place, mine)
     right = _column_signatures(source, other_place, theirs)
     joined = torch.cat([left, right])
     origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
-    groups = torch.unique(origins, return_inverse=True)[1]
-    for column in range(joined.shape[1]):
-        values = joined[:, column]
-        by_value = torch.argsort(values, stable=True)
-        order = by_value[torch.argsort(groups[by_value], stable=True)]
-        g, v = groups[order], values[order]
-        new = torch.ones_like(g, dtype=torch.bool)
-        new[1:] = (g[1:] != g[:-1]) | ((v[1:] - v[:-1]) > tolerance)
-        groups = torch.empty_like(groups)
-        groups[order] = torch.cumsum(new.to(torch.int64), 0) - 1
+    side = torch.cat([torch.zeros(len(left), dtype=torch.int64), torch.ones(len(right), dtype=torch.int64)])
+    parents = torch.unique(origins, return_inverse=True)[1]
+    groups = group_by_numbers(parents, joined, side, equal_counts=True)
     a, b = groups[: len(left)], groups[len(left) :]
-    rank_a, rank_b = _rank_within(a), _rank_within(b)
+    count = int(groups.max()) + 1
+    counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)
+    uneven = (counts_a != counts_b) & (counts_a > 0) & (counts_b > 0)
+    if bool(uneven.any()):
+        return None
+    rank_a, rank_b = rank_within(a), rank_within(b)
     many = max(int(rank_a.max()), int(rank_b.max())) + 1
     key_a, key_b = a * many + rank_a, b * many + rank_b
     sorted_b, order_b = torch.sort(key_b)
@@ -175,12 +164,7 @@ def _contracted_links(
     hit = sorted_b[at] == key_a
     if not bool(hit.any()):
         return None
-    counts_a, counts_b = torch.bincount(a, minlength=int(groups.max()) + 1), torch.bincount(b, minlength=int(groups.max()) + 1)
-    uneven = (counts_a != counts_b) & (counts_a > 0) & (counts_b > 0)
-    if bool(uneven.any()) and bool(((counts_a > 1) | (counts_b > 1))[uneven].any()):
-        return None
-    ambiguous = int((rank_a > 0).sum())
-    return torch.nonzero(hit).reshape(-1), order_b[at[hit]], ambiguous
+    return torch.nonzero(hit).reshape(-1), order_b[at[hit]], int((rank_a > 0).sum())
 
 
 def _column_origins(side: Colouring, place: Place) -> Tensor:
@@ -206,7 +190,7 @@ def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tenso
     context = (gradient * wanted[geometry.group_index].unsqueeze(1)).sum(-1)
     active = (wanted != 0).any(1)[geometry.group_index]
     for m in range(_COLUMN_SIGNATURE):
-        weight = torch.cos((0.7 + 0.6 * m) * context + 0.4 * m) * active.unsqueeze(1)
+        weight = context * torch.cos((0.7 + 0.6 * m) * context + 0.4 * m) * active.unsqueeze(1)
         shaped = torch.cos((0.5 + 0.45 * m) * data + 0.3 * m)
         signature[:, m] = torch.asinh((weight.unsqueeze(-1) * shaped).sum((0, 1)))
     return signature
@@ -312,24 +296,23 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
     family = target.families[place]
     assert family.rows is not None
     used: set[Place] = set()
-    my_rows_seen = torch.unique(target.records[place.node]["index"])
+    my_rows_seen = target.rows_seen(place)
     for number, (mine, theirs) in index.pairs("look up", family.features).items():
         other_place = index.places[number]
         other_family = source.families[other_place]
         assert other_family.rows is not None
-        their_rows_seen = torch.unique(source.records[other_place.node]["index"])
-        my_seen = family.rows[my_rows_seen]
-        sorted_rows, order = torch.sort(other_family.rows[their_rows_seen])
+        their_rows_seen = source.rows_seen(other_place)
+        my_seen = _with_rank(family.rows[my_rows_seen])
+        sorted_rows, order = torch.sort(_with_rank(other_family.rows[their_rows_seen]))
         at = torch.searchsorted(sorted_rows, my_seen).clamp(max=len(sorted_rows) - 1)
         hit = sorted_rows[at] == my_seen
         if not bool(hit.any()) or len(mine) != len(family.features):
             continue
-        if not bool(hit.all()) or len(torch.unique(my_seen)) != len(my_seen):
+        if not bool(hit.all()):
             found.unmatched.append(f"rows of {_name(place)} that the probe uses and that no source row explains")
         used.add(other_place)
         found.pairs.append((other_place, place))
         row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
-        found.vocabulary[_name(place)] = torch.tensor(sorted(row_map.items()))
         rows, sources, note = _continued(row_map, family.rows.shape[0], other_family.rows.shape[0])
         missing = family.rows.shape[0] - len(rows)
         if missing:
@@ -339,6 +322,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             )
         if note:
             found.extrapolated[_name(place)] = note
+        if not missing:
+            found.vocabularies.append(sources)
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
         my_lines = _table_lines(my_elements, target.structure.role[place.node][3])
         their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
@@ -352,6 +337,11 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
     if not used:
         found.unmatched.append(f"the table {_name(place)}")
     return used
+
+
+def _with_rank(colours: Tensor) -> Tensor:
+    """Colours in which equal ones are told apart by order."""
+    return mix(colours, rank_within(colours))
 
 
 def _table_lines(elements: Elements, rows_first: bool) -> tuple[int, Tensor, Tensor]:

@@ -4,10 +4,10 @@ A model is run on a probe with made-up parameters that know nothing but colours.
 is, in float64, so that a GELU or an attention written in any way is the same thing. At the three places where a parameter
 meets the data, it is replaced:
 
-- *contraction* (matrix product, convolution): the result's row is one smooth random function of the input row, times one
-  number per output feature that depends on the feature's colour only. Written so, `[W₁|W₂]·[x₁;x₂]` equals
-  `W₁·x₁ + W₂·x₂`, and a fused `[q;k;v]` equals three projections.
-- *look-up* (embedding): one number per row colour times one per column colour.
+- *contraction* (matrix product, convolution): two smooth functions are summed over the input row, and each is spread over
+  the output features by numbers that depend on the feature's colour only. Written so, `[W₁|W₂]·[x₁;x₂]` equals
+  `W₁·x₁ + W₂·x₂`, and a fused `[q;k;v]` equals three projections. (Two, because a norm would make rows of rank one equal.)
+- *look-up* (embedding): the same with numbers for row colours and for column colours.
 - *decoration* (a bias, a gain): transparent, so that a bias that is absent changes nothing else.
 
 Two streams come back for each parameter element. The numeric stream is the pair of value and gradient at its place. The
@@ -72,6 +72,10 @@ def _uniform(colour: Tensor, salt: int) -> Tensor:
 def _smooth(x: Tensor) -> Tensor:
     """A bounded smooth function without symmetry; smooth, so that rounding stays rounding."""
     return torch.cos(1.3 * x + 0.7) + 0.5 * torch.sin(2.1 * x)
+
+
+def _smooth_too(x: Tensor) -> Tensor:
+    return torch.sin(0.9 * x + 0.4) + 0.5 * torch.cos(2.7 * x)
 
 
 def _modulation(x: Tensor) -> Tensor:
@@ -299,17 +303,19 @@ class _Contract(torch.autograd.Function):
     """The coloured contraction; its backward is a colour rule of its own, not a derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, geometry: Contraction, numbers: Tensor, back: Tensor, record: dict[str, Any]) -> Tensor:
-        total = geometry.reduce(_smooth(x)) / 32
+    def forward(
+        ctx: Any, x: Tensor, geometry: Contraction, numbers: tuple[Tensor, Tensor], back: Tensor, record: dict[str, Any]
+    ) -> Tensor:
+        total, other = geometry.reduce(_smooth(x)) / 32, geometry.reduce(_smooth_too(x)) / 32
         ctx.geometry, ctx.back, ctx.record = geometry, back, record
-        ctx.save_for_backward(x, total)
+        ctx.save_for_backward(x)
         record["total"] = total
         record["data"] = x
-        return geometry.expand(total, numbers)
+        return geometry.expand(total, numbers[0]) + geometry.expand(other, numbers[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, total = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         squeezed = torch.asinh(gradients[0] + ctx.record["reach"])
         ctx.record["gradient"] = squeezed
         projected = ctx.geometry.project(squeezed, ctx.back) / 8
@@ -491,6 +497,7 @@ class Colouring:
         self.families = {place: self._blank(place) for place in structure.places}
         self.values: dict[fx.Node, Any] = {}
         self.sketches: dict[fx.Node, Any] = {}
+        self.streams: dict[Place, Streams] = {}
         self.records: dict[fx.Node, dict[str, Any]] = {}
 
     def _blank(self, place: Place) -> Family:
@@ -525,7 +532,14 @@ class Colouring:
                 streams[place] = self._look_up_streams(place, reaches)
             else:
                 streams[place] = self._element_streams(place, leaves[place], sketches, reaches)
+        self.streams = streams
         return streams
+
+    def rows_seen(self, place: Place) -> Tensor:
+        """Rows of a table that the probe looks up where it matters to an output."""
+        exact = self.streams[place].row_exact
+        assert exact is not None
+        return torch.nonzero(exact != int(NONE)).reshape(-1)
 
     def constant(self, node: fx.Node) -> Tensor:
         value = self.structure.constants[node]
@@ -595,7 +609,8 @@ class Colouring:
 
     def _contract(self, node: fx.Node, geometry: Contraction, values: dict[fx.Node, Any]) -> Tensor:
         colours = self.families[self.place_of(node)].features
-        numbers, back = _uniform(colours, 1 + self.salt), _uniform(colours, 2 + self.salt)
+        numbers = _uniform(colours, 1 + self.salt), _uniform(colours, 9 + self.salt)
+        back = _uniform(colours, 2 + self.salt)
         record = self.records.setdefault(node, {})
         x = values[geometry.data]
         if not x.is_floating_point():
@@ -610,7 +625,9 @@ class Colouring:
         rows = _uniform(family.rows, 3 + self.salt)[index]
         columns = _uniform(family.features, 4 + self.salt)
         table_first = role[3]
-        product = rows.unsqueeze(-1) * columns
+        other_rows = _uniform(family.rows, 13 + self.salt)[index]
+        other_columns = _uniform(family.features, 14 + self.salt)
+        product = rows.unsqueeze(-1) * columns + other_rows.unsqueeze(-1) * other_columns
         result = (product if table_first else product.transpose(-1, -2)).requires_grad_()
         self.records[node] = {"anchor": result, "index": index, "rows": rows}
         return result
@@ -657,14 +674,14 @@ class Colouring:
                     for operand in structure.pure & set(tensor_arguments(node)):
                         sketches[operand] = torch.ones(operand.meta["shape"], dtype=torch.float64)
                     sketches[node] = forward_dependence(node, sketch, value)
-            reaches = self._reach(value)
+            reaches = self._reach(value, sketch)
         return sketches, reaches
 
     def shape_of(self, node: fx.Node) -> tuple[int, ...]:
         value = self.values.get(node)
         return tuple(value.shape) if isinstance(value, Tensor) else tuple(node.meta.get("shape", ()))
 
-    def _reach(self, value: Any) -> dict[fx.Node, Any]:
+    def _reach(self, value: Any, sketch_of: Any) -> dict[fx.Node, Any]:
         """For every node, per element, the deepest chain that leads from it to an output."""
         structure = self.structure
         reach: dict[fx.Node, Any] = {}
@@ -700,7 +717,8 @@ class Colouring:
                     continue
                 wanted = [a for a in tensor_arguments(node) if a not in structure.constants]
                 wanted = list(dict.fromkeys(wanted))
-                for argument, sketch in zip(wanted, backward_dependence(node, here, self._value_or_operand(node), wanted), strict=True):
+                found = backward_dependence(node, here, self._value_or_operand(node), wanted, sketch_of)
+                for argument, sketch in zip(wanted, found, strict=True):
                     if argument in structure.pure:
                         reach[node, argument] = sketch
                     else:
@@ -708,7 +726,12 @@ class Colouring:
         return reach
 
     def _value_or_operand(self, node: fx.Node) -> Any:
-        return lambda a: self.operands[node, a] if (node, a) in self.operands else self.values[a]
+        def value(argument: fx.Node) -> Any:
+            if argument is not node and (node, argument) in self.operands:
+                return self.operands[node, argument]
+            return self.values[argument]
+
+        return value
 
     # Streams per place
 

@@ -1,6 +1,7 @@
 """Match two models by structure: capture both, colour both in step, pair, and prove the result by running it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +19,6 @@ from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import InputError, StructureMismatch
 
 __all__ = ["match", "match_sides"]
-
-_TOLERANCES = (1e-4, 1e-2, float("inf"))
-
 
 def match(
     source: Any,
@@ -97,24 +95,56 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     """`match` on prepared sides."""
     structures = Structure(source.capture()), Structure(target.capture())
     _align_outputs(source, target, structures)
+    best = _search(structures)
+    if best.complete:
+        plan = _plan(source, target, structures, best.assembly)
+        if best.order is not None:
+            plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
+        certificate, failed, state = certify(plan, source, target, structures[0], tolerance=tolerance, order=best.order)
+        if failed is None:
+            plan.certificate = certificate
+            plan.checked = "random parameters" if source.is_meta() else "real weights"
+            return plan
+        raise StructureMismatch(_explain_failure(source, target, best, plan, failed, state or {}))
+    raise StructureMismatch(_explain(source, target, structures, best))
+
+
+_ORDER_NOTE = "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
+
+
+def _search(structures: tuple[Structure, Structure]) -> "_Attempt":
+    """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
-    for salt, noise in enumerate(_TOLERANCES):
+    for salt, (use_numbers, patient) in enumerate(((True, False), (True, True), (False, False), (False, True))):
+        if patient and best is not None and not best.refinement.settled:
+            continue
         for anonymous in (False, True):
-            attempt = _attempt(structures, noise, anonymous, salt)
-            if attempt.complete:
-                plan = _plan(source, target, structures, attempt.assembly)
-                certificate, failed, state = certify(plan, source, target, structures[0], tolerance=tolerance)
-                if failed is None:
-                    plan.certificate = certificate
-                    plan.checked = "random parameters" if source.is_meta() else "real weights"
-                    return plan
-                attempt.failed, attempt.state, attempt.plan = failed, state, plan
+            attempt = _attempt(structures, salt, use_numbers=use_numbers, anonymous=anonymous, patient=patient)
+            if attempt.refinement.agree:
+                order = _token_order(structures, attempt.assembly)
+                if order is not None:
+                    attempt = _attempt(structures, salt, use_numbers=use_numbers, order=order, patient=patient)
+                elif anonymous and attempt.complete:
+                    continue
+            if attempt.refinement.agree and attempt.complete:
+                return attempt
             if best is None or attempt.rank > best.rank:
                 best = attempt
-            if attempt.failed is not None and noise != float("inf"):
-                break
+        assert best is not None
+        if best.refinement.agree:
+            break
     assert best is not None
-    raise StructureMismatch(_explain(source, target, structures, best))
+    return best
+
+
+def _token_order(structures: tuple[Structure, Structure], assembly: Assembly) -> Tensor | None:
+    """The one permutation of tokens under which the inputs correspond, when an output has an axis of that length."""
+    orders = [v for v in assembly.vocabularies if len(v) and bool((v != torch.arange(len(v))).any())]
+    lengths = {o.meta["shape"][-1] for o in structures[1].capture.outputs if o.meta["shape"]}
+    fitting = [v for v in orders if len(v) in lengths and torch.equal(torch.sort(v).values, torch.arange(len(v)))]
+    if not fitting or any(not torch.equal(v, fitting[0]) for v in fitting):
+        return None
+    return fitting[0]
 
 
 @dataclasses.dataclass
@@ -124,9 +154,7 @@ class _Attempt:
     refinement: Refinement
     sides: tuple[Colouring, Colouring]
     assembly: Assembly
-    failed: Outcome | None = None
-    state: dict[str, Tensor] | None = None
-    plan: Plan | None = None
+    order: Tensor | None = None
 
     @property
     def complete(self) -> bool:
@@ -134,16 +162,28 @@ class _Attempt:
 
     @property
     def rank(self) -> tuple[bool, bool, int]:
-        return (self.failed is not None, self.refinement.agree, -len(self.assembly.unmatched))
+        return (self.refinement.agree, self.refinement.settled, -len(self.assembly.unmatched))
 
 
-def _attempt(structures: tuple[Structure, Structure], noise: float, anonymous: bool, salt: int) -> _Attempt:
+def _attempt(
+    structures: tuple[Structure, Structure],
+    salt: int,
+    *,
+    use_numbers: bool = True,
+    anonymous: bool = False,
+    order: Tensor | None = None,
+    patient: bool = False,
+) -> _Attempt:
     seeds = _seeds(structures[0], anonymous)
-    sides = Colouring(structures[0], seeds, 100 * salt), Colouring(structures[1], seeds, 100 * salt)
-    refinement = refine(sides, noise)
-    for side in sides:
-        side.run()
-    return _Attempt(refinement, sides, assemble(*sides, min(noise, 1e-2)))
+    ordered = [s if order is None or s.shape[-1] != len(order) else s[..., order] for s in seeds]
+    sides = Colouring(structures[0], seeds, 100 * salt), Colouring(structures[1], ordered, 100 * salt)
+    refinement = refine(sides, use_numbers=use_numbers, patient=patient)
+    if refinement.agree:
+        for side in sides:
+            side.run()
+        return _Attempt(refinement, sides, assemble(*sides), order)
+    unmatched = Assembly(unmatched=["colours of the two models differ"])
+    return _Attempt(refinement, sides, unmatched, order)
 
 
 def _seeds(structure: Structure, anonymous: bool) -> list[Tensor]:
@@ -276,17 +316,23 @@ def _neutral_leftovers(
     return zero
 
 
+def _explain_failure(
+    source: Side, target: Side, attempt: _Attempt, plan: Plan, failed: Outcome, state: Mapping[str, Tensor]
+) -> str:
+    c = failed.comparison
+    where = first_difference(attempt.sides, attempt.assembly.pairs, source, target, plan, state)
+    return (
+        f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
+        f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
+    )
+
+
 def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> str:
     """One paragraph: what was expected, where the models part, what to do."""
-    if best.failed is not None and best.plan is not None and best.state is not None:
-        c = best.failed.comparison
-        where = first_difference(best.sides, best.assembly.pairs, source, target, best.plan, best.state)
-        return (
-            f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
-            f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
-        )
-    where = structural_difference(structures)
     parts = "; ".join(best.assembly.unmatched[:4])
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
-    return f"{source.name} and {target.name} do not have the same structure. {where}{listing}"
+    if best.refinement.agree:
+        return f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
+    where = structural_difference(structures)
+    return f"{source.name} and {target.name} do not have the same structure. {where}"

@@ -161,11 +161,15 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
     name = _name(node)
     dims = _along_dims(node, sketches[0].dim()) if len(sketches) == 1 else None
     if dims is not None:
+        if name in _SOFTMAX:
+            sketches[0] = torch.where(value(node) == 0, NONE, sketches[0])
         reduced = sketches[0].amax(dims, keepdim=True) if dims else sketches[0]
         outputs = [_reduced_to(reduced, dims, sketches[0].shape, shape) for shape in shapes]
     elif name in ("mm", "bmm"):
-        a, b = sketches
-        outputs = [_max_product(a, b)]
+        silent = [_silent(value(a), s) for a, s in zip(inputs, sketches, strict=True)]
+        outputs = [_max_product(*sketches, *silent)]
+    elif name in ("mul", "masked_fill", "where", "add"):
+        outputs = [_masked(node, inputs, sketches, value, shapes[0])]
     elif is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
         total = sketches[0]
         for other in sketches[1:]:
@@ -178,7 +182,58 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
     else:
         top = max((float(s.max()) if s.numel() else NONE) for s in sketches)
         outputs = [torch.full(shape, top, dtype=torch.float64) for shape in shapes]
+    if name in _SOFTMAX:
+        outputs = [torch.where(value(node) == 0, NONE, outputs[0])]
     return outputs if isinstance(result, (tuple, list)) else outputs[0]
+
+
+_SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
+
+
+def _silent(value: Tensor, sketch: Tensor) -> Tensor | None:
+    """Where a tensor is zero and depends on nothing: a mask's zeros. None if nowhere."""
+    silent = (value == 0) & (sketch == NONE)
+    return silent if bool(silent.any()) else None
+
+
+def _masked(
+    node: fx.Node, inputs: list[fx.Node], sketches: list[Tensor], value: Callable[[fx.Node], Any], shape: tuple[int, ...]
+) -> Tensor:
+    """Pointwise operations with which models mask: what a zero, a fill or an infinity covers has no influence."""
+    total = sketches[0]
+    for other in sketches[1:]:
+        total = torch.maximum(total, other)
+    total = total.expand(shape).clone()
+    for operand, covered in _covers(node, inputs, dict(zip(inputs, sketches, strict=True)).__getitem__, value):
+        del operand
+        total = torch.where(covered, NONE, total)
+    if _name(node) == "where":
+        condition, a, b = (inputs[0], node.args[1], node.args[2])
+        chosen = [sketches[inputs.index(x)] if isinstance(x, fx.Node) else torch.zeros(()) for x in (a, b)]
+        if not bool((sketches[0] != NONE).any()):
+            total = torch.where(value(condition), *chosen).expand(shape)
+    return total
+
+
+def _covers(
+    node: fx.Node, inputs: list[fx.Node], sketch: Callable[[fx.Node], Tensor], value: Callable[[fx.Node], Any]
+) -> list[tuple[fx.Node, Tensor]]:
+    """(covering input, where it makes the other inputs irrelevant) of a masking operation."""
+    name = _name(node)
+    covers = []
+    if name == "masked_fill" and isinstance(node.args[1], fx.Node):
+        covers.append((node.args[1], value(node.args[1]).bool()))
+    elif name == "mul":
+        for a in inputs:
+            silent = _silent(value(a), sketch(a))
+            if silent is not None:
+                covers.append((a, silent))
+    elif name == "add":
+        for a in inputs:
+            infinite = torch.isinf(value(a)) & (sketch(a) == NONE) if value(a).is_floating_point() else None
+            if infinite is not None and bool(infinite.any()):
+                covers.append((a, infinite))
+    return covers
 
 
 def _reduced_to(reduced: Tensor, dims: list[int], source: Any, shape: tuple[int, ...]) -> Tensor:
@@ -189,9 +244,16 @@ def _reduced_to(reduced: Tensor, dims: list[int], source: Any, shape: tuple[int,
     return reduced.reshape(shape)
 
 
-def _max_product(a: Tensor, b: Tensor) -> Tensor:
-    """Dependence of a matrix product, shapes (…, n, k) and (…, k, m)."""
-    return torch.maximum(a.amax(-1, keepdim=True), b.amax(-2, keepdim=True))
+def _max_product(a: Tensor, b: Tensor, silent_a: Tensor | None, silent_b: Tensor | None) -> Tensor:
+    """Dependence of a matrix product, shapes (…, n, k) and (…, k, m), leaving out products with a mask's zero."""
+    if silent_a is None and silent_b is None:
+        return torch.maximum(a.amax(-1, keepdim=True), b.amax(-2, keepdim=True))
+    both = torch.maximum(a.unsqueeze(-1), b.unsqueeze(-3))
+    if silent_a is not None:
+        both = torch.where(silent_a.unsqueeze(-1), NONE, both)
+    if silent_b is not None:
+        both = torch.where(silent_b.unsqueeze(-3), NONE, both)
+    return both.amax(-2)
 
 
 def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -207,7 +269,11 @@ def _scattered(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Tensor:
 
 
 def backward_dependence(
-    node: fx.Node, reach: Any, value: Callable[[fx.Node], Any], wanted: list[fx.Node]
+    node: fx.Node,
+    reach: Any,
+    value: Callable[[fx.Node], Any],
+    wanted: list[fx.Node],
+    sketch: Callable[[fx.Node], Tensor] | None = None,
 ) -> list[Tensor]:
     """For each wanted input, the largest sketch among the result's elements that depend on each of its elements.
 
@@ -215,7 +281,8 @@ def backward_dependence(
         node: a parameter-free node.
         reach: float64 sketch of what each element of the result reaches downstream (a list for several results).
         value: values of nodes.
-        wanted: inputs, one per occurrence in `tensor_arguments(node)`.
+        wanted: the inputs to answer for, each once.
+        sketch: sketches of the inputs, to know a mask's zeros; without it nothing is taken to be masked.
     """
     shapes = [_shape(value(a)) for a in wanted]
     if is_layout(node) and node.target is not operator.getitem:
@@ -228,12 +295,34 @@ def backward_dependence(
     if dims is not None:
         total = torch.zeros(shapes[0], dtype=torch.float64)
         for part in parts:
-            total = torch.maximum(total, _spread(part, dims, shapes[0]))
-        return [total]
+            live = torch.where(value(node) == 0, NONE, part) if name in _SOFTMAX else part
+            total = torch.maximum(total, _spread(live, dims, shapes[0]))
+        return [torch.where(value(node) == 0, NONE, total) if name in _SOFTMAX else total]
     if name in ("mm", "bmm"):
-        left, right = first.amax(-1, keepdim=True), first.amax(-2, keepdim=True)
+        silent = [None if sketch is None else _silent(value(a), sketch(a)) for a in inputs]
+        left = _max_product(first, torch.zeros_like(value(inputs[1])).mT, None, None if silent[1] is None else silent[1].mT)
+        right = _max_product(torch.zeros_like(value(inputs[0])).mT, first, None if silent[0] is None else silent[0].mT, None)
         by_input = {0: left, 1: right}
-        return [by_input[inputs.index(a)].expand(shape) for a, shape in zip(wanted, shapes, strict=True)]
+        found = []
+        for a, shape in zip(wanted, shapes, strict=True):
+            total = torch.zeros(shape, dtype=torch.float64)
+            for position in [i for i, x in enumerate(inputs) if x is a]:
+                total = torch.maximum(total, by_input[position].expand(shape))
+            found.append(total)
+        return found
+    if name in ("mul", "masked_fill", "where", "add") and sketch is not None:
+        covers = _covers(node, inputs, sketch, value)
+        condition = value(inputs[0]) if name == "where" and not bool((sketch(inputs[0]) != NONE).any()) else None
+        found = []
+        for a, shape in zip(wanted, shapes, strict=True):
+            live = first
+            for cover, covered in covers:
+                if cover is not a:
+                    live = torch.where(covered, NONE, live)
+            if condition is not None and node.args[1] is not node.args[2]:
+                live = torch.where(condition, live if node.args[1] is a else NONE, live if node.args[2] is a else NONE)
+            found.append(_unbroadcast(live, shape))
+        return found
     if is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
         return [_unbroadcast(first, shape) for shape in shapes]
     if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d", "_adaptive_avg_pool2d"):

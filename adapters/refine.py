@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrosys.adapters.colour import SIGNATURE, Colouring, Family, Place, Streams, mix
 
-__all__ = ["Refinement", "refine"]
+__all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
 
 _ROUNDS = 12
 
@@ -25,32 +25,43 @@ class Refinement:
 
     Attributes:
         agree: whether both models show the same set of colours.
+        settled: whether they did before any order was chosen.
         rounds: rounds run.
         ordered: places whose equal-coloured features were told apart by storage order, per side.
     """
 
     agree: bool
+    settled: bool
     rounds: int
     ordered: list[set[Place]]
 
 
-def refine(sides: tuple[Colouring, Colouring], tolerance: float) -> Refinement:
-    """Refine until every element has a colour of its own in its place, or nothing more can be told apart."""
-    refiner = _Refiner(sides, tolerance)
+def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, patient: bool = False) -> Refinement:
+    """Refine until every element has a colour of its own in its place, or nothing more can be told apart.
+
+    Args:
+        sides: the two models under colours.
+        use_numbers: whether the numeric stream counts; without it models that differ in a constant can still be paired,
+            to find out where they differ.
+        patient: when one order for all places does not work, find one place by place.
+    """
+    refiner = _Refiner(sides, use_numbers)
     refiner.settle()
-    refiner.order_first_place()
-    start = refiner.save()
-    refiner.order_everything()
-    if not refiner.agree():
-        refiner.load(start)
-        refiner.order_one_by_one()
-    return Refinement(refiner.agree(), refiner.rounds, refiner.ordered)
+    settled = refiner.agree()
+    if settled:
+        refiner.order_first_place()
+        start = refiner.save()
+        refiner.order_everything()
+        if patient and not refiner.agree():
+            refiner.load(start)
+            refiner.order_one_by_one()
+    return Refinement(settled and refiner.agree(), settled, refiner.rounds, refiner.ordered)
 
 
 class _Refiner:
-    def __init__(self, sides: tuple[Colouring, Colouring], tolerance: float):
+    def __init__(self, sides: tuple[Colouring, Colouring], use_numbers: bool):
         self.sides = sides
-        self.tolerance = tolerance
+        self.use_numbers = use_numbers
         self.rounds = 0
         self.count = 0
         self.ordered: list[set[Place]] = [set(), set()]
@@ -79,8 +90,14 @@ class _Refiner:
         streams = [side.run() for side in self.sides]
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
-        flat = [torch.cat([getattr(p, name) for side in pieces for p in side]) for name in ("colour", "exact", "numbers")]
-        groups = _group(*flat, tolerance=self.tolerance)
+        colour, exact, numbers = (
+            torch.cat([getattr(p, name) for side in pieces for p in side]) for name in ("colour", "exact", "numbers")
+        )
+        groups = torch.unique(mix(colour, exact), return_inverse=True)[1]
+        if self.use_numbers:
+            sizes = [sum(p.colour.numel() for p in side) for side in pieces]
+            side_of = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
+            groups = group_by_numbers(groups, numbers, side_of)
         self.count = int(groups.max()) + 1 if groups.numel() else 0
         colours = mix(groups, 77)
         at = 0
@@ -170,7 +187,7 @@ class _Refiner:
                 mine = torch.isin(flat, wanted)
                 if not bool(mine.any()):
                     continue
-                rank = _rank(flat)
+                rank = rank_within(flat)
                 if only_first:
                     rank = (rank > 0).to(torch.int64)
                 flat = torch.where(mine, mix(flat, rank, 55), flat)
@@ -195,13 +212,13 @@ def _repeated(colours: Tensor) -> Tensor:
     return values[sizes > 1]
 
 
-def _rank(flat: Tensor) -> Tensor:
-    """Rank of each element among those of its colour, in storage order."""
-    order = torch.argsort(flat, stable=True)
-    values = flat[order]
-    start = torch.ones_like(values, dtype=torch.bool)
-    start[1:] = values[1:] != values[:-1]
-    position = torch.arange(len(values))
+def rank_within(values: Tensor) -> Tensor:
+    """Rank of each element among those equal to it, in order."""
+    order = torch.argsort(values, stable=True)
+    ordered = values[order]
+    start = torch.ones_like(ordered, dtype=torch.bool)
+    start[1:] = ordered[1:] != ordered[:-1]
+    position = torch.arange(len(ordered))
     first = torch.cummax(torch.where(start, position, 0), 0).values
     rank = torch.empty_like(position)
     rank[order] = position - first
@@ -236,11 +253,46 @@ def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor
     return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded)
 
 
-def _group(colour: Tensor, exact: Tensor, numbers: Tensor, *, tolerance: float) -> Tensor:
-    """Group numbers: equal where colour and sketch are equal and the numbers lie within the tolerance of a neighbour."""
-    groups = torch.unique(mix(colour, exact), return_inverse=True)[1]
-    if tolerance == float("inf"):
-        return groups
+def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor, *, equal_counts: bool = False) -> Tensor:
+    """Split groups by numbers, as finely as both models bear.
+
+    Rounding moves numbers by an amount that depends on the model, so there is no one tolerance: each group is split at the
+    finest tolerance at which every part still has members on both sides.
+
+    Args:
+        parents: group of each element.
+        numbers: (element, signature).
+        side: 0 or 1, the model that the element belongs to.
+        equal_counts: ask for as many members on either side, not just for one.
+    """
+    result = torch.full_like(parents, -1)
+    rest = torch.arange(len(parents))
+    offset = 0
+    for position, tolerance in enumerate(_TOLERANCES):
+        mine, own = parents[rest], side[rest]
+        sub = _split(mine, numbers[rest], tolerance)
+        count = int(sub.max()) + 1 if len(sub) else 0
+        left, right = (torch.bincount(sub[own == s], minlength=count) for s in (0, 1))
+        uneven = (left != right) if equal_counts else (left == 0) | (right == 0)
+        bad_parents = torch.zeros(int(parents.max()) + 1 if len(parents) else 0, dtype=torch.bool)
+        bad_parents[mine[uneven[sub]]] = True
+        good = ~bad_parents[mine]
+        if position == len(_TOLERANCES) - 1:
+            good = torch.ones_like(good)
+        result[rest[good]] = sub[good] + offset
+        offset += count
+        rest = rest[~good]
+        if not len(rest):
+            break
+    return torch.unique(result, return_inverse=True)[1]
+
+
+_TOLERANCES = (1e-9, 1e-7, 1e-5, 1e-3, 1e-5)
+"""Tried in turn; the last one settles what none could."""
+
+
+def _split(groups: Tensor, numbers: Tensor, tolerance: float) -> Tensor:
+    """Groups split where sorted numbers have a gap above the tolerance, one signature column after the other."""
     for column in range(numbers.shape[1]):
         values = numbers[:, column]
         by_value = torch.argsort(values, stable=True)

@@ -89,11 +89,13 @@ def compare(
     parameters: str,
     dtype: torch.dtype,
     tolerance: float | None = None,
+    order: Tensor | None = None,
 ) -> Outcome:
     """Run both sides on every probe and compare outputs with the source's own response to rounding.
 
     Args:
         tolerance: an absolute difference that the caller accepts, instead.
+        order: source position of each target position on the last axis of outputs of that length.
     """
     difference, scale, response, coarse = 0.0, 0.0, 0.0, 0.0
     for probe in range(len(source.probes)):
@@ -101,6 +103,8 @@ def compare(
         found = target.run(target_state, probe, dtype)
         for e, f in zip(expected, found, strict=True):
             _check_finite(e, source.name, parameters)
+            if order is not None and e.shape[-1] == len(order):
+                e = e[..., order]
             difference = max(difference, float((e - f.reshape(e.shape)).abs().max()) if e.numel() else 0.0)
             if not bool(torch.isfinite(f).all()):
                 difference = float("inf")
@@ -181,6 +185,7 @@ def certify(
     structure: Structure,
     *,
     tolerance: float | None,
+    order: Tensor | None = None,
     with_random: bool = True,
 ) -> tuple[Certificate, Outcome | None, dict[str, Tensor] | None]:
     """Compare with random and with real parameters.
@@ -203,13 +208,13 @@ def certify(
                 if seed == 0:
                     deterministic(source, drawn)
                     deterministic(target, mapped)
-                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance)
+                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
             except CaptureError as error:
                 if "not deterministic" in str(error) or precision == torch.float32:
                     raise
                 precision = torch.float32
                 drawn, mapped = _single(drawn), _single(mapped)
-                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance)
+                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
             comparisons.append(outcome.comparison)
             if not outcome.agrees:
                 failed = (outcome, drawn)
@@ -219,9 +224,9 @@ def certify(
         real = {n: t.detach() for n, t in state.items()}
         mapped = plan.apply(real, _kept_values(plan, target))
         dtype = next((t.dtype for t in real.values() if t.is_floating_point()), torch.float32)
-        outcome = compare(source, target, real, mapped, parameters="real", dtype=dtype, tolerance=tolerance)
+        outcome = compare(source, target, real, mapped, parameters="real", dtype=dtype, tolerance=tolerance, order=order)
         if not outcome.agrees and dtype != torch.float64:
-            outcome = compare(source, target, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance)
+            outcome = compare(source, target, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order)
         comparisons.append(outcome.comparison)
         digests = (digest_of(real), digest_of(mapped))
         if not outcome.agrees:
