@@ -6,7 +6,7 @@ gains pair by colour alone. A target bias without any counterpart is zero, a gai
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +28,8 @@ class Assembly:
 
     Attributes:
         pieces: what is copied where.
-        ambiguous: contracted positions that no data tells apart, as sentences; their order is taken from storage.
+        ambiguous: contracted positions that no input can tell apart, as sentences; their order is taken from storage.
+        blind: target places with such positions.
         extrapolated: target tensors whose unseen rows continue the pattern of the seen ones.
         unmatched: places of the target that matter and have no source, as sentences.
         leftover: places of the source that no target takes.
@@ -38,16 +39,26 @@ class Assembly:
 
     pieces: list[Piece] = dataclasses.field(default_factory=list)
     ambiguous: list[str] = dataclasses.field(default_factory=list)
+    blind: list[Place] = dataclasses.field(default_factory=list)
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     unmatched: list[str] = dataclasses.field(default_factory=list)
     leftover: list[Place] = dataclasses.field(default_factory=list)
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
+    extra: "Extra" = list
 
 
-def assemble(source: Colouring, target: Colouring) -> Assembly:
-    """Pair the places of two models that were refined in step."""
-    found = Assembly()
+Extra = Callable[[], list[tuple[Colouring, Colouring]]]
+
+
+def assemble(source: Colouring, target: Colouring, extra: Extra = list) -> Assembly:
+    """Pair the places of two models that were refined in step.
+
+    Args:
+        source, target: both models under final colours, just run.
+        extra: gives both models on further probes, asked for only when contracted positions meet equal data.
+    """
+    found = Assembly(extra=extra)
     used: set[Place] = set()
     index = _Index(source)
     for place in target.structure.places:
@@ -106,19 +117,31 @@ def _contraction(
 ) -> set[Place]:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
+    contracted = geometry.operand_grid(torch.empty(place.operand.meta["shape"], device="meta")).shape[1]
     used: set[Place] = set()
     covered = torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64)
     for number, (mine, theirs) in index.pairs("contract", colours).items():
         other_place = index.places[number]
         other: Contraction = source.structure.role[other_place.node][1]
-        links = _contracted_links(target, place, mine, source, other_place, theirs)
+        links = _contracted_links([(target, source)], place, mine, other_place, theirs)
+        if links is not None and len(links[2]):
+            more = _contracted_links([(target, source), *((t, s) for s, t in found.extra())], place, mine, other_place, theirs)
+            links = more if more is not None else links
         if links is None:
             continue
         mine_k, theirs_k, ambiguous = links
-        if ambiguous:
-            found.ambiguous.append(
-                f"{ambiguous} contracted positions of {_name(place)} meet equal data on every probe; their order is kept"
-            )
+        if len(ambiguous):
+            varies = geometry.data_grid(target.varies(geometry.data)).amax((0, 1))[ambiguous] != 0
+            if bool(varies.any()):
+                found.unmatched.append(
+                    f"{int(varies.sum())} of {contracted} input features of {_name(place)} cannot be told apart: they hold equal "
+                    "values (often zero) in every row of every probe; pass inputs on which they differ"
+                )
+            if not bool(varies.all()):
+                found.ambiguous.append(
+                    f"{int((~varies).sum())} contracted positions of {_name(place)} always meet zeros; their order is kept"
+                )
+                found.blind.append(place)
         used.add(other_place)
         found.pairs.append((other_place, place))
         width = geometry.features
@@ -132,7 +155,6 @@ def _contraction(
                     (other, int(other_group), theirs_k, theirs[both] % other.features),
                     found,
                 )
-    contracted = geometry.operand_grid(torch.empty(place.operand.meta["shape"], device="meta")).shape[1]
     missing = int((covered != contracted).any(0).sum() if covered.numel() else 0)
     if missing:
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
@@ -140,11 +162,22 @@ def _contraction(
 
 
 def _contracted_links(
-    target: Colouring, place: Place, mine: Tensor, source: Colouring, other_place: Place, theirs: Tensor
-) -> tuple[Tensor, Tensor, int] | None:
-    """Pair the contracted positions of two operands by the data that they meet."""
-    left = _column_signatures(target, place, mine)
-    right = _column_signatures(source, other_place, theirs)
+    probes: list[tuple[Colouring, Colouring]], place: Place, mine: Tensor, other_place: Place, theirs: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Pair the contracted positions of two operands by the data that they meet.
+
+    Args:
+        probes: target and source under equal colours, on each probe.
+        place, mine: target operand and the features of it that count.
+        other_place, theirs: the same of the source.
+
+    Returns:
+        Paired positions of target and source, and the target positions that nothing told apart.
+    """
+    (target, source), *_ = probes
+    at, other_at = target.structure.places.index(place), source.structure.places.index(other_place)
+    left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
+    right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     joined = torch.cat([left, right])
     origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
     side = torch.cat([torch.zeros(len(left), dtype=torch.int64), torch.ones(len(right), dtype=torch.int64)])
@@ -160,11 +193,12 @@ def _contracted_links(
     many = max(int(rank_a.max()), int(rank_b.max())) + 1
     key_a, key_b = a * many + rank_a, b * many + rank_b
     sorted_b, order_b = torch.sort(key_b)
-    at = torch.searchsorted(sorted_b, key_a).clamp(max=len(sorted_b) - 1)
-    hit = sorted_b[at] == key_a
+    found_at = torch.searchsorted(sorted_b, key_a).clamp(max=len(sorted_b) - 1)
+    hit = sorted_b[found_at] == key_a
     if not bool(hit.any()):
         return None
-    return torch.nonzero(hit).reshape(-1), order_b[at[hit]], int((rank_a > 0).sum())
+    ambiguous = torch.nonzero(counts_a[a] > 1).reshape(-1)
+    return torch.nonzero(hit).reshape(-1), order_b[found_at[hit]], ambiguous
 
 
 def _column_origins(side: Colouring, place: Place) -> Tensor:

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
+from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels"]
@@ -228,8 +229,9 @@ class Traced(torch.Tensor):
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the model runs."""
 
-    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool):
+    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, in_float64: bool):
         super().__init__()
+        self.in_float64 = in_float64
         self.graph = graph
         self.device = device
         self.symbolic = symbolic
@@ -244,7 +246,8 @@ class _Recorder(TorchDispatchMode):
     def parameter(self, name: str, tensor: Tensor) -> Traced:
         node = self.graph.placeholder(f"parameter_{len(self.graph.nodes)}")
         node.meta.update(parameter=name, shape=tuple(tensor.shape), dtype=tensor.dtype, scope="")
-        inner = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if self.symbolic else tensor.detach()
+        dtype = torch.float64 if self.in_float64 and tensor.is_floating_point() else tensor.dtype
+        inner = torch.empty(tensor.shape, dtype=dtype, device="meta") if self.symbolic else tensor.detach().to(dtype)
         return Traced(inner, _Memory(node, inner), node, self.device)
 
     def mark_data(self, tensor: Tensor) -> None:
@@ -319,9 +322,11 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.in_float64:
+            args, kwargs = wide((args, kwargs))
         if not tree_any(self.is_traced, (args, kwargs)):
             result = func(*args, **kwargs)
-            self.inherit_data((args, kwargs), result)
+            self.inherit_data(func, (args, kwargs), result)
             return result
         if func in _VALUE_FREE:
             return self.value_free(func, args, kwargs)
@@ -367,8 +372,11 @@ class _Recorder(TorchDispatchMode):
         memory = _Memory(node, inner)
         return Traced(inner, memory, node, self.device)
 
-    def inherit_data(self, args: Any, result: Any) -> None:
-        is_data = any(isinstance(a, Tensor) and _storage(a) in self.data for a in tree_leaves(args))
+    def inherit_data(self, func: Any, args: Any, result: Any) -> None:
+        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+        is_data = any(_storage(a) in self.data for a in tensors)
+        if is_data and func in _GATHERS and _storage(tensors[0]) not in self.data and _is_uniform(tensors[0]):
+            return
         if is_data:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
@@ -433,6 +441,14 @@ class _Recorder(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+_GATHERS = {aten.gather.default, aten.index.Tensor, aten.index_select.default, aten.embedding.default}
+
+
+def _is_uniform(tensor: Tensor) -> bool:
+    """Whether all elements are equal, so that picking some by index gives the same whatever the index."""
+    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 _VALUE_FREE = {
@@ -527,14 +543,24 @@ def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None =
     Raises:
         CaptureError: the model does not run on these inputs, or does something that a graph cannot express.
     """
-    captured = _with_or_without_numbers(model, inputs, output, frozenset())
-    derived = _derived_buffers(captured)
-    return _with_or_without_numbers(model, inputs, output, derived) if derived else captured
-
-
-def _with_or_without_numbers(model: nn.Module, inputs: Inputs, output: OutputSelector | None, derived: frozenset[str]) -> Capture:
     try:
-        return _capture(model, inputs, output, derived, symbolic=True)
+        return _settled(model, inputs, output, in_float64=True)
+    except CaptureError:
+        return _settled(model, inputs, output, in_float64=False)
+
+
+def _settled(model: nn.Module, inputs: Inputs, output: OutputSelector | None, in_float64: bool) -> Capture:
+    """A capture in which derived buffers are constants."""
+    captured = _with_or_without_numbers(model, inputs, output, frozenset(), in_float64)
+    derived = _derived_buffers(captured)
+    return _with_or_without_numbers(model, inputs, output, derived, in_float64) if derived else captured
+
+
+def _with_or_without_numbers(
+    model: nn.Module, inputs: Inputs, output: OutputSelector | None, derived: frozenset[str], in_float64: bool
+) -> Capture:
+    try:
+        return _capture(model, inputs, output, derived, symbolic=True, in_float64=in_float64)
     except _NeedsNumbers:
         pass
     if any(p.is_meta for p in model.parameters()):
@@ -542,7 +568,7 @@ def _with_or_without_numbers(model: nn.Module, inputs: Inputs, output: OutputSel
             "The model's control flow looks at the values of activations, so it cannot be recorded while its parameters are on "
             "meta. Load or initialise its weights first."
         )
-    return _capture(model, inputs, output, derived, symbolic=False)
+    return _capture(model, inputs, output, derived, symbolic=False, in_float64=in_float64)
 
 
 def _derived_buffers(captured: Capture) -> frozenset[str]:
@@ -567,20 +593,42 @@ def _derived_buffers(captured: Capture) -> frozenset[str]:
     return frozenset(derived)
 
 
-def _capture(model: nn.Module, inputs: Inputs, select: OutputSelector | None, derived: frozenset[str], symbolic: bool) -> Capture:
+def _capture(
+    model: nn.Module,
+    inputs: Inputs,
+    select: OutputSelector | None,
+    derived: frozenset[str],
+    *,
+    symbolic: bool,
+    in_float64: bool,
+) -> Capture:
     model = shadow(model)
     tensors, ties, buffers = named_state(model)
     graph = fx.Graph()
     device = next((t.device for t in inputs.tensors()), torch.device("cpu"))
-    recorder = _Recorder(graph, device, symbolic)
+    recorder = _Recorder(graph, device, symbolic, in_float64)
     swapped = {name: recorder.parameter(name, t) for name, t in tensors.items() if name not in derived}
     for alias, name in ties.items():
         if name in swapped:
             swapped[alias] = swapped[name]
-    copies = inputs.map(lambda t: t.detach().clone())
+    if in_float64:
+        swapped |= {
+            name: buffer.detach().to(torch.float64)
+            for name, buffer in model.named_buffers()
+            if name not in swapped and buffer.is_floating_point() and not buffer.is_meta
+        }
+    copies = inputs.map(lambda t: t.detach().to(torch.float64) if in_float64 and t.is_floating_point() else t.detach().clone())
     for tensor in copies.tensors():
         recorder.mark_data(tensor)
-    with evaluation_mode(model), quiet_kernels(), _scopes(model, recorder), recorder, torch.random.fork_rng(devices=[]):
+    dtype = torch.float64 if in_float64 else torch.get_default_dtype()
+    with (
+        evaluation_mode(model),
+        quiet_kernels(),
+        default_dtype(dtype),
+        _scopes(model, recorder),
+        recorder,
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.manual_seed(0)
         try:
             result = torch.func.functional_call(model, swapped, copies.args, copies.kwargs, tie_weights=False)

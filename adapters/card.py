@@ -234,7 +234,9 @@ class CardSide:
         self.probes = [card.inputs]
         self.weights = weights
 
-    def capture(self) -> Capture:
+    def capture(self, probe: int = 0) -> Capture:
+        """The recorded forward pass."""
+        del probe
         return self.card.captured
 
     def choose(self, outputs: list[int]) -> None:

@@ -488,16 +488,19 @@ class Colouring:
         structure: the model.
         seeds: cotangents of the outputs, one tensor per output of its shape: what tells output elements apart.
         salt: changes every made-up number.
+        others: the same model on further probes; they share this one's colours and add to its streams.
     """
 
-    def __init__(self, structure: Structure, seeds: list[Tensor], salt: int = 0):
+    def __init__(self, structure: Structure, seeds: list[Tensor], salt: int = 0, others: tuple["Colouring", ...] = ()):
         self.structure = structure
         self.seeds = seeds
         self.salt = salt
+        self.others = others
         self.families = {place: self._blank(place) for place in structure.places}
         self.values: dict[fx.Node, Any] = {}
         self.sketches: dict[fx.Node, Any] = {}
         self.streams: dict[Place, Streams] = {}
+        self._varying: dict[fx.Node, Any] = {}
         self.records: dict[fx.Node, dict[str, Any]] = {}
 
     def _blank(self, place: Place) -> Family:
@@ -532,8 +535,29 @@ class Colouring:
                 streams[place] = self._look_up_streams(place, reaches)
             else:
                 streams[place] = self._element_streams(place, leaves[place], sketches, reaches)
+        for other in self.others:
+            streams = self._joined(streams, other.under(self))
         self.streams = streams
         return streams
+
+    def under(self, first: "Colouring") -> dict[Place, Streams]:
+        """Run on this probe under the colours of the same model on another."""
+        self.families = {
+            mine: first.families[theirs] for mine, theirs in zip(self.structure.places, first.structure.places, strict=True)
+        }
+        return self.run()
+
+    def _joined(self, streams: dict[Place, Streams], other: dict[Place, Streams]) -> dict[Place, Streams]:
+        """Both probes' streams side by side; an element that neither probe reaches keeps `NONE`."""
+        joined = {}
+        for (place, a), b in zip(streams.items(), other.values(), strict=True):
+            rows = None if a.row_exact is None or b.row_exact is None else _both(a.row_exact, b.row_exact)
+            numbers = torch.cat([a.numbers, b.numbers], -1)
+            row_numbers = None
+            if a.row_numbers is not None and b.row_numbers is not None:
+                row_numbers = torch.cat([a.row_numbers, b.row_numbers], -1)
+            joined[place] = Streams(_both(a.exact, b.exact), numbers, rows, row_numbers)
+        return joined
 
     def rows_seen(self, place: Place) -> Tensor:
         """Rows of a table that the probe looks up where it matters to an output."""
@@ -733,6 +757,31 @@ class Colouring:
 
         return value
 
+    def varies(self, node: fx.Node) -> Tensor:
+        """Which elements of a node can change with the inputs or the parameters."""
+        if not self._varying:
+            one = torch.ones(())
+            flags: dict[fx.Node, Any] = {}
+
+            def flag(n: fx.Node) -> Any:
+                if n in flags:
+                    return flags[n]
+                if n in self.structure.constants:
+                    return (one if n.meta["data"] else torch.zeros(())).double().expand(n.meta["shape"])
+                return one.double().expand(self.shape_of(n))
+
+            with torch.no_grad():
+                for n in self.structure.nodes:
+                    if n not in self.structure.pure:
+                        role = self.structure.role.get(n, ("plain",))[0]
+                        if role == "plain":
+                            flags[n] = forward_dependence(n, flag, self._value_or_operand(n))
+                        else:
+                            flags[n] = one.double().expand(self.shape_of(n))
+            flags.update({n: flag(n) for n in self.structure.constants})
+            self._varying = flags
+        return self._varying[node]
+
     # Streams per place
 
     def _contract_streams(self, place: Place, sketches: Any, reaches: Any) -> Streams:
@@ -824,6 +873,10 @@ class Colouring:
                 found.add(node)
                 stack.extend(tensor_arguments(node))
         return found
+
+
+def _both(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((a == 0) & (b == 0), 0, mix(a, b))
 
 
 def _largest_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Match two models by structure: capture both, colour both in step, pair, and prove the result by running it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrosys.adapters.assemble import Assembly, assemble
-from pyrosys.adapters.capture import OutputSelector, as_inputs
+from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring, Place, Structure
 from pyrosys.adapters.locate import first_difference, structural_difference
 from pyrosys.adapters.piece import Piece
@@ -94,8 +95,9 @@ def _sides(
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
     """`match` on prepared sides."""
     structures = Structure(source.capture()), Structure(target.capture())
-    _align_outputs(source, target, structures)
-    best = _search(structures)
+    outputs = _align_outputs(source, target, structures)
+    probes = _Probes(source, target, outputs)
+    best = _search(structures, probes)
     if best.complete:
         plan = _plan(source, target, structures, best.assembly)
         if best.order is not None:
@@ -112,18 +114,18 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
 _ORDER_NOTE = "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
 
 
-def _search(structures: tuple[Structure, Structure]) -> "_Attempt":
+def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Attempt":
     """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
     for salt, (use_numbers, patient) in enumerate(((True, False), (True, True), (False, False), (False, True))):
         if patient and best is not None and not best.refinement.settled:
             continue
         for anonymous in (False, True):
-            attempt = _attempt(structures, salt, use_numbers=use_numbers, anonymous=anonymous, patient=patient)
+            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, patient=patient)
             if attempt.refinement.agree:
                 order = _token_order(structures, attempt.assembly)
                 if order is not None:
-                    attempt = _attempt(structures, salt, use_numbers=use_numbers, order=order, patient=patient)
+                    attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, order=order, patient=patient)
                 elif anonymous and attempt.complete:
                     continue
             if attempt.refinement.agree and attempt.complete:
@@ -167,6 +169,7 @@ class _Attempt:
 
 def _attempt(
     structures: tuple[Structure, Structure],
+    probes: "_Probes",
     salt: int,
     *,
     use_numbers: bool = True,
@@ -174,24 +177,38 @@ def _attempt(
     order: Tensor | None = None,
     patient: bool = False,
 ) -> _Attempt:
-    seeds = _seeds(structures[0], anonymous)
-    ordered = [s if order is None or s.shape[-1] != len(order) else s[..., order] for s in seeds]
-    sides = Colouring(structures[0], seeds, 100 * salt), Colouring(structures[1], ordered, 100 * salt)
+    def colourings(pair: tuple[Structure, Structure], number: int) -> tuple[Colouring, Colouring]:
+        seeds = _seeds(pair[0], anonymous, number)
+        ordered = [s if order is None or s.shape[-1] != len(order) else s[..., order] for s in seeds]
+        return Colouring(pair[0], seeds, 100 * salt), Colouring(pair[1], ordered, 100 * salt)
+
+    sides = colourings(structures, 0)
+    further = [colourings(pair, 1 + i) for i, pair in enumerate(probes.given)]
+    for position, side in enumerate(sides):
+        side.others = tuple(pair[position] for pair in further)
+
+    def extra() -> list[tuple[Colouring, Colouring]]:
+        pairs = [colourings(pair, 10 + i) for i, pair in enumerate(probes.made)]
+        for pair in pairs:
+            for mine, first in zip(pair, sides, strict=True):
+                mine.under(first)
+        return further + pairs
+
     refinement = refine(sides, use_numbers=use_numbers, patient=patient)
     if refinement.agree:
         for side in sides:
             side.run()
-        return _Attempt(refinement, sides, assemble(*sides), order)
+        return _Attempt(refinement, sides, assemble(*sides, functools.cache(extra)), order)
     unmatched = Assembly(unmatched=["colours of the two models differ"])
     return _Attempt(refinement, sides, unmatched, order)
 
 
-def _seeds(structure: Structure, anonymous: bool) -> list[Tensor]:
+def _seeds(structure: Structure, anonymous: bool, probe: int) -> list[Tensor]:
     """What tells output elements apart; the last axis is left anonymous to find out its order."""
     seeds = []
     for number, node in enumerate(structure.capture.outputs):
         shape = list(node.meta["shape"])
-        generator = torch.Generator().manual_seed(1000 + number)
+        generator = torch.Generator().manual_seed(1000 + 100 * probe + number)
         if anonymous and shape:
             seeds.append(torch.randn([*shape[:-1], 1], generator=generator, dtype=torch.float64).expand(shape))
         else:
@@ -199,8 +216,8 @@ def _seeds(structure: Structure, anonymous: bool) -> list[Tensor]:
     return seeds
 
 
-def _align_outputs(source: Side, target: Side, structures: tuple[Structure, Structure]) -> None:
-    """Pair the outputs of both sides by shape, in order; drop those that only one side returns."""
+def _align_outputs(source: Side, target: Side, structures: tuple[Structure, Structure]) -> list[tuple[int, int]]:
+    """Pair the outputs of both sides by shape, in order; drop those that only one side returns. Gives their numbers."""
     left, right = (list(s.capture.outputs) for s in structures)
     shapes_left, shapes_right = [tuple(o.meta["shape"]) for o in left], [tuple(o.meta["shape"]) for o in right]
     pairs: list[tuple[int, int]] = []
@@ -221,6 +238,59 @@ def _align_outputs(source: Side, target: Side, structures: tuple[Structure, Stru
         structure.restrict([all_outputs[i] for i in chosen])
         if len(chosen) != len(all_outputs):
             side.choose(chosen)
+    return pairs
+
+
+class _Probes:
+    """Both sides on the probes after the first, and on probes made from it.
+
+    Made probes scale the real-valued inputs of both sides alike, so that features which are silent on the given example
+    (a distance bin that nothing falls into) speak. A mask or an integer stays as it is.
+    """
+
+    def __init__(self, source: Side, target: Side, outputs: list[tuple[int, int]]):
+        self.source = source
+        self.target = target
+        self.outputs = outputs
+
+    @functools.cached_property
+    def given(self) -> list[tuple[Structure, Structure]]:
+        return [self._pair(i) for i in range(1, len(self.source.probes))]
+
+    @functools.cached_property
+    def made(self) -> list[tuple[Structure, Structure]]:
+        pairs = []
+        if not (isinstance(self.source, ModuleSide) and isinstance(self.target, ModuleSide)):
+            return pairs
+        for factor in (0.4, 0.15, 2.5):
+            scaled = [_scaled(side.probes[0], factor) for side in (self.source, self.target)]
+            if scaled[0] is None or scaled[1] is None:
+                break
+            self.source.probes.append(scaled[0])
+            self.target.probes.append(scaled[1])
+            pairs.append(self._pair(len(self.source.probes) - 1))
+        return pairs
+
+    def _pair(self, probe: int) -> tuple[Structure, Structure]:
+        pair = Structure(self.source.capture(probe)), Structure(self.target.capture(probe))
+        for position, structure in enumerate(pair):
+            every = structure.capture.outputs
+            structure.restrict([every[numbers[position]] for numbers in self.outputs])
+        return pair
+
+
+def _scaled(probe: Inputs, factor: float) -> Inputs | None:
+    """The probe with its real-valued tensors scaled; None when it has none."""
+    found = []
+
+    def scale(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.unique().numel() < 5:
+            return tensor
+        found.append(tensor)
+        return tensor * factor
+
+    scaled = probe.map(scale)
+    return scaled if found else None
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

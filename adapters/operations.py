@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
 
-__all__ = ["NONE", "backward_dependence", "float64_arguments", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
+from pyrosys.adapters.precision import wide
+
+__all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
 
 aten = torch.ops.aten
 NONE = 0.0
@@ -61,20 +62,11 @@ def tensor_arguments(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _is_wide(dtype: Any) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
-
-
-def float64_arguments(args: Any) -> Any:
-    """Arguments with every floating-point dtype widened: numbers are compared in one precision only."""
-    return tree_map(lambda a: torch.float64 if _is_wide(a) else torch.complex128 if a is torch.complex64 else a, args)
-
-
 def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     """Execute one node on the values that `lookup` gives, in float64."""
     args = fx.node.map_arg(node.args, lookup)
     kwargs = fx.node.map_arg(node.kwargs, lookup)
-    return node.target(*float64_arguments(args), **float64_arguments(kwargs))
+    return node.target(*wide(args), **wide(kwargs))
 
 
 def _shape(value: Any) -> tuple[int, ...]:

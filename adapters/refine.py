@@ -237,18 +237,19 @@ class _Piece:
 
 def _pieces(side: Colouring, streams: dict[Place, Streams]) -> list[_Piece]:
     pieces = []
+    width = SIGNATURE * (1 + len(side.others))
     for place, stream in streams.items():
         family = side.families[place]
         kind = {"contract": 1, "look up": 2, "elements": 3}[place.kind]
-        pieces.append(_piece(place, False, kind, family.features, stream.exact, stream.numbers))
+        pieces.append(_piece(place, False, kind, family.features, stream.exact, stream.numbers, width))
         if family.rows is not None and stream.row_exact is not None and stream.row_numbers is not None:
-            pieces.append(_piece(place, True, 4, family.rows, stream.row_exact, stream.row_numbers))
+            pieces.append(_piece(place, True, 4, family.rows, stream.row_exact, stream.row_numbers, width))
     return pieces
 
 
-def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor, numbers: Tensor) -> _Piece:
+def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor, numbers: Tensor, width: int) -> _Piece:
     flat = numbers.reshape(colour.numel(), -1)
-    padded = torch.zeros(colour.numel(), SIGNATURE, dtype=torch.float64)
+    padded = torch.zeros(colour.numel(), width, dtype=torch.float64)
     padded[:, : flat.shape[1]] = flat
     return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded)
 

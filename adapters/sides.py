@@ -1,5 +1,6 @@
 """The two sides of a match: a module with its probes, or a structure card that stands for a module whose code is absent."""
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Protocol
@@ -18,6 +19,7 @@ from pyrosys.adapters.capture import (
     quiet_kernels,
     shadow,
 )
+from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["ModuleSide", "Side"]
@@ -29,7 +31,7 @@ class Side(Protocol):
     name: str
     probes: list[Inputs]
 
-    def capture(self) -> Capture: ...
+    def capture(self, probe: int = 0) -> Capture: ...
 
     def choose(self, outputs: list[int]) -> None: ...
 
@@ -56,8 +58,9 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
 
-    def capture(self) -> Capture:
-        return capture(self.model, self.probes[0], output=self.select)
+    def capture(self, probe: int = 0) -> Capture:
+        """The forward pass on one probe."""
+        return capture(self.model, self.probes[probe], output=self.select)
 
     def choose(self, outputs: list[int]) -> None:
         """Keep only some of the outputs, by number."""
@@ -92,10 +95,15 @@ class ModuleSide:
         return self._outputs(model, values, inputs, dtype)
 
     def _outputs(self, model: nn.Module, values: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-        default = torch.get_default_dtype()
-        with evaluation_mode(model), quiet_kernels(), torch.random.fork_rng(devices=[]):
+        precision = Widen() if dtype == torch.float64 else contextlib.nullcontext()
+        with (
+            evaluation_mode(model),
+            quiet_kernels(),
+            default_dtype(dtype),
+            precision,
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.manual_seed(0)
-            torch.set_default_dtype(dtype)
             try:
                 result = torch.func.functional_call(model, dict(values), inputs.args, inputs.kwargs, tie_weights=False)
                 found = output_tensors(result, self.select)
@@ -103,7 +111,5 @@ class ModuleSide:
                 raise
             except Exception as error:
                 raise CaptureError(f"{self.name} did not run in {dtype}: {type(error).__name__}: {error}") from error
-            finally:
-                torch.set_default_dtype(default)
         chosen = found if self.chosen is None else [found[i] for i in self.chosen]
         return [t.detach() for t in chosen]
