@@ -64,8 +64,8 @@ TRANSFORMERS = [
         mutated(family, form, "head count", heads=6, groups=6 if form.groups == form.heads else form.groups),
         mutated(family, form, "norm before and after", blocks="post" if form.blocks == "pre" else "pre"),
         mutated(family, form, "branches one after another and side by side", blocks="parallel"),
-        mutated(family, form, "an extra layer", layers=4),
-        mutated(family, form, "one layer less", layers=2),
+        mutated(family, form, "an extra layer", layers=3),
+        mutated(family, form, "one layer less", layers=1),
         mutated(family, form, "branches scaled", residual=0.5),
         mutated(family, form, "embedding scaled, with a tied head", tied=True, embedding_scale=24**0.5)
         if form.tied

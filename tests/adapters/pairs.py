@@ -132,10 +132,19 @@ def hidden(output: Any) -> Tensor:
     return output.last_hidden_state
 
 
-SHAPE: dict[str, Any] = {"vocab_size": 29, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {"vocab_size": 29, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPECIAL: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-LLAMA_CONFIG: dict[str, Any] = SHAPE | SPECIAL | {"intermediate_size": 40, "num_key_value_heads": 2, "rms_norm_eps": 1e-6}
-GPT2_CONFIG: dict[str, Any] = {"vocab_size": 29, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_inner": 40, "n_positions": 12} | SPECIAL
+LLAMA_CONFIG: dict[str, Any] = (
+    SHAPE | SPECIAL | {"intermediate_size": 40, "num_key_value_heads": 2, "rms_norm_eps": 1e-6}
+)
+GPT2_CONFIG: dict[str, Any] = {
+    "vocab_size": 29,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": 40,
+    "n_positions": 12,
+} | SPECIAL
 BERT_CONFIG: dict[str, Any] = SHAPE | {"intermediate_size": 40, "max_position_embeddings": 12, "type_vocab_size": 2}
 
 
@@ -152,7 +161,7 @@ neox = hugging_face(
     "GPTNeoX", **SHAPE, **SPECIAL, intermediate_size=40, rotary_pct=1.0, max_position_embeddings=12, hidden_act="gelu"
 )
 NEOX = Form(rotary=10000.0, causal=True, blocks="parallel", tied=False)
-bloom = hugging_face("Bloom", vocab_size=29, hidden_size=24, n_layer=3, n_head=4, **SPECIAL)
+bloom = hugging_face("Bloom", vocab_size=29, hidden_size=24, n_layer=2, n_head=4, **SPECIAL)
 BLOOM = Form(hidden=96, alibi=True, causal=True, activation="gelu-tanh", embedding_norm=True)
 gptj = hugging_face("GPTJ", **GPT2_CONFIG, rotary_dim=6, tie_word_embeddings=False)
 GPTJ = GPT(positions=None, rotary=10000.0, blocks="parallel, one norm", bias="feed-forward", tied=False, head_bias=True)
@@ -236,7 +245,7 @@ def bert_encoder() -> nn.Module:
 
 def torch_encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(24, 4, 40, dropout=0.0, activation="gelu", batch_first=True)
-    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
 class RelativeEncoder(nn.Module):
@@ -280,7 +289,7 @@ t5 = hugging_face(
     d_model=24,
     d_kv=6,
     d_ff=40,
-    num_layers=3,
+    num_layers=2,
     num_heads=4,
     feed_forward_proj="relu",
 )
@@ -288,7 +297,7 @@ vit = hugging_face(
     "ViT",
     model="Model",
     hidden_size=24,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     intermediate_size=40,
     image_size=12,
@@ -368,6 +377,7 @@ def esm_ours(positions: int | None = None) -> nn.Module:
 def esm_transformers(positions: int | None = None) -> nn.Module:
     from transformers import EsmConfig, EsmForMaskedLM
 
+    maps: dict[str, Any] = {"attn_implementation": "eager"}  # the others return none, and contacts need them
     return EsmForMaskedLM(
         EsmConfig(
             vocab_size=33,
@@ -384,7 +394,7 @@ def esm_transformers(positions: int | None = None) -> nn.Module:
             max_position_embeddings=(positions or 50) + 2,
             position_embedding_type="absolute" if positions else "rotary",
             emb_layer_norm_before=positions is not None,
-            attn_implementation="eager",  # the others return no attention maps, which contacts need
+            **maps,
         )
     )
 

@@ -45,7 +45,7 @@ class Form:
         looped: Whether one block is used for all layers.
     """
 
-    layers: int = 3
+    layers: int = 2
     width: int = 24
     heads: int = 4
     groups: int = 4
