@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.colour import Colouring, Contraction, Place, mix
+from pyrosys.adapters.colour import DEAD, Colouring, Contraction, Place, mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.refine import group_by_numbers, rank_within
@@ -93,7 +93,7 @@ class _Index:
             return {}
         sorted_colours, places, positions = self.tables[kind]
         low = torch.searchsorted(sorted_colours, colours)
-        high = torch.searchsorted(sorted_colours, colours, right=True)
+        high = torch.where(colours == DEAD, low, torch.searchsorted(sorted_colours, colours, right=True))
         rank = rank_within(colours)
         counts = high - low
         mine = torch.repeat_interleave(torch.arange(len(colours)), counts)
@@ -155,10 +155,38 @@ def _contraction(
                     (other, int(other_group), theirs_k, theirs[both] % other.features),
                     found,
                 )
-    missing = int((covered != contracted).any(0).sum() if covered.numel() else 0)
+    live = target.families[place].features != DEAD
+    missing = int(((covered != contracted) & live).sum())
     if missing:
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
+    _silence(geometry, ~live, contracted, found)
     return used
+
+
+def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assembly) -> None:
+    """Zero for features that no output depends on, where others of the operand do matter."""
+    if not bool(dead.any()) or bool(dead.all()):
+        return
+    for group in range(geometry.distinct_groups):
+        features = torch.nonzero(dead[group]).reshape(-1)
+        for block in geometry.blocks:
+            at, block_j = _positions_in(features, block.features_at)
+            name = _name_of_root(block.root)
+            if not len(at) or name is None:
+                continue
+            lines = [block.contracted, block.features[block_j]]
+            offset = block.offset + _group_offset(geometry, block, group)
+            found.pieces.append(constant_piece(name, offset, lines, 0.0))
+
+
+def constant_piece(name: str, offset: int, lines: list[Tensor], value: float) -> Piece:
+    """A step that sets elements to one value."""
+    axes: list[Axis] = []
+    for line in lines:
+        line = torch.sort(line).values
+        offset += int(line[0])
+        axes += axes_of(line - line[0], torch.zeros_like(line))
+    return Piece(name, None, offset, 0, tuple(axes), 0.0, value).simplified()
 
 
 def _contracted_links(
@@ -347,8 +375,9 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         used.add(other_place)
         found.pairs.append((other_place, place))
         row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
+        beyond = _beyond(row_map, family.rows.shape[0], other_family.rows.shape[0])
         rows, sources, note = _continued(row_map, family.rows.shape[0], other_family.rows.shape[0])
-        missing = family.rows.shape[0] - len(rows)
+        missing = family.rows.shape[0] - len(rows) - len(beyond)
         if missing:
             found.unmatched.append(
                 f"{missing} of {family.rows.shape[0]} rows of {_name(place)}: no probe looks them up and the rows that are "
@@ -361,6 +390,10 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
         my_lines = _table_lines(my_elements, target.structure.role[place.node][3])
         their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
+        name = _name_of_root(my_elements.roots[0])
+        if len(beyond) and name is not None:
+            found.pieces.append(constant_piece(name, my_lines[0], [my_lines[1][beyond], my_lines[2]], 0.0))
+            found.extrapolated[_name(place)] = f"{note}; {len(beyond)} rows beyond the source's table are zero".lstrip("; ")
         axes = [
             (my_lines[1][rows], their_lines[1][sources]),
             (my_lines[2][mine], their_lines[2][theirs]),
@@ -387,6 +420,15 @@ def _table_lines(elements: Elements, rows_first: bool) -> tuple[int, Tensor, Ten
         offset = int(numbers.reshape(-1)[0])
         a, b = numbers[:, 0] - offset, numbers[0] - offset
     return (offset, a, b) if rows_first else (offset, b, a)
+
+
+def _beyond(row_map: dict[int, int], rows: int, other_rows: int) -> Tensor:
+    """Unseen target rows for which a table that follows one offset has no source row: padding of a vocabulary."""
+    offsets = {theirs - mine for mine, theirs in row_map.items()}
+    if len(offsets) != 1:
+        return torch.zeros(0, dtype=torch.int64)
+    (offset,) = offsets
+    return torch.tensor([m for m in range(rows) if not 0 <= m + offset < other_rows], dtype=torch.int64)
 
 
 def _continued(row_map: dict[int, int], rows: int, other_rows: int) -> tuple[Tensor, Tensor, str]:
@@ -417,6 +459,7 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
     assert place.source is not None
     colours = target.families[place].features.reshape(-1)
     seen = _seen_elements(place)
+    seen = seen[colours[seen] != DEAD]
     used: set[Place] = set()
     taken = torch.zeros(len(colours), dtype=torch.bool)
     for number, (mine, theirs) in index.pairs("elements", colours[seen]).items():
@@ -444,9 +487,7 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
         if place.operation in ("bias", "gain") and elements.roots == [place.source]:
             affine = _affine_of(elements, place)
             neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
-            offset = int(rest[0])
-            axes = tuple(axes_of(rest - rest[0], torch.zeros_like(rest)))
-            found.pieces.append(Piece(place.source.meta["parameter"], None, offset, 0, axes, 0.0, neutral).simplified())
+            found.pieces.append(constant_piece(place.source.meta["parameter"], 0, [rest], neutral))
         else:
             found.unmatched.append(f"{len(rest)} of {len(colours)} elements of {_name(place)}")
     return used

@@ -649,10 +649,33 @@ def _capture(
             f"Expected an output of {type(model).__name__} that depends on its parameters, found none. "
             "Name the tensors that count with source_output / target_output."
         )
+    outputs = _share_equal_nodes(graph, outputs)
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic)
+
+
+def _share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
+    """Compute once what is computed twice: models that run their trunk again for a second output."""
+    known: dict[Any, fx.Node] = {}
+    instead: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            value = node.meta["constant"]
+            raw = value.contiguous().reshape(-1)
+            content = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
+            key = ("constant", str(value.dtype), tuple(value.shape), node.meta["data"], hash(content), len(content))
+        elif node.op == "call_function":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n))
+            node.args, node.kwargs = args, kwargs
+            key = ("call", str(node.target), repr(args), repr(kwargs))
+        else:
+            continue
+        first = known.setdefault(key, node)
+        if first is not node:
+            instead[node] = first
+    return [instead.get(o, o) for o in outputs]
 
 
 def _is_missing_numbers(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ from pyrosys.adapters.operations import (
 )
 from pyrosys.errors import CaptureError
 
-__all__ = ["Colouring", "Family", "Place", "mix"]
+__all__ = ["DEAD", "Colouring", "Family", "Place", "mix"]
 
 aten = torch.ops.aten
 _HASH_BITS = 42
@@ -117,6 +117,10 @@ class Family:
 
     features: Tensor
     rows: Tensor | None = None
+
+
+DEAD = 0
+"""The colour of elements that no output depends on."""
 
 
 class Contraction:
@@ -385,6 +389,9 @@ class Structure:
 
     def _classify(self, node: fx.Node) -> None:
         inputs = tensor_arguments(node)
+        if node.target in _LOOK_UPS and self._is_look_up(node):
+            self._look_up(node, inputs[0])
+            return
         data_constant = any(a in self.constants and a.meta["data"] for a in inputs)
         if all(a in self.pure or a in self.constants for a in inputs) and not data_constant:
             self.pure.add(node)
@@ -400,9 +407,6 @@ class Structure:
             if node.target is not aten.convolution.default or first_is_data:
                 self._contraction(node, data, operand, first_is_data)
                 return
-        if node.target in _LOOK_UPS and self._is_look_up(node):
-            self._look_up(node, inputs[0])
-            return
         if node.target in _DECORATIONS and len(inputs) == 2 and len(pure) == 1:
             other = inputs[0] if inputs[1] in self.pure else inputs[1]
             divided = node.target is aten.div.Tensor and inputs[0] in self.pure
@@ -429,7 +433,8 @@ class Structure:
 
     def _is_look_up(self, node: fx.Node) -> bool:
         table = node.args[0]
-        if table not in self.pure or len(table.meta["shape"]) != 2:
+        indices = [a for a in tensor_arguments(node) if a is not table]
+        if table not in self.pure or not all(a in self.constants for a in indices) or len(table.meta["shape"]) != 2:
             return False
         if node.target is aten.embedding.default:
             return True

@@ -140,6 +140,8 @@ def _joined(operand: fx.Node, scale: float, shift: float) -> Elements:
         node = stack.pop()
         if node.op == "call_function" and is_layout(node):
             stack.extend(reversed(tensor_arguments(node)))
+        elif node.op == "get_attr" and not node.meta["constant"].is_floating_point():
+            continue  # an index
         elif node not in roots:
             roots[node] = total
             total += torch.Size(node.meta["shape"]).numel()

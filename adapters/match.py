@@ -102,9 +102,12 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
         plan = _plan(source, target, structures, best.assembly)
         if best.order is not None:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
+            plan.output_order = tuple(best.order.tolist())
         certificate, failed, state = certify(plan, source, target, structures[0], tolerance=tolerance, order=best.order)
         if failed is None:
             plan.certificate = certificate
+            plan.probes = (list(source.probes), list(target.probes))
+            plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
             plan.checked = "random parameters" if source.is_meta() else "real weights"
             return plan
         raise StructureMismatch(_explain_failure(source, target, best, plan, failed, state or {}))
@@ -123,7 +126,7 @@ def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Att
         for anonymous in (False, True):
             attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, patient=patient)
             if attempt.refinement.agree:
-                order = _token_order(structures, attempt.assembly)
+                order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
                 if order is not None:
                     attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, order=order, patient=patient)
                 elif anonymous and attempt.complete:
@@ -252,6 +255,11 @@ class _Probes:
         self.source = source
         self.target = target
         self.outputs = outputs
+
+    @property
+    def outputs_as_returned(self) -> bool:
+        """Whether the caller left the outputs as the models return them; outputs he selected correspond as selected."""
+        return all(getattr(side, "select", None) is None for side in (self.source, self.target))
 
     @functools.cached_property
     def given(self) -> list[tuple[Structure, Structure]]:

@@ -356,7 +356,8 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
             index[argument] = x
     moved = layout_result(node, lambda a: index[a])
     flat = torch.zeros(offset, dtype=torch.float64)
-    for numbers, part in zip(*((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=True):
+    # A tuple of parts may end early: parts that nothing reads are not reached.
+    for numbers, part in zip(*((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=False):
         if part is not None:
             flat.scatter_reduce_(0, numbers.reshape(-1), part.reshape(-1), "amax")
     return [flat[index[a].reshape(-1)].reshape(index[a].shape) for a in wanted]

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class Plan:
         filled: target tensors (or parts) without a source, set to the value that does nothing.
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
         zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
+        output_order: source position of each target position on the last axis of outputs of that length, when the two
+            models order their tokens differently.
+        probes, selectors: the inputs and output selectors of `match`; not saved.
         checked: `"structure"`, `"random parameters"` or `"real weights"`: the strongest check that passed.
         certificate: what was run and compared, when the plan was found.
     """
@@ -80,7 +83,9 @@ class Plan:
     checked: str = "structure"
     certificate: Certificate | None = None
     target_state: Mapping[str, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
-    verifier: Callable[["Plan", Any, Any], Certificate] | None = dataclasses.field(default=None, repr=False, compare=False)
+    probes: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    selectors: tuple[Any, Any] = dataclasses.field(default=(None, None), repr=False, compare=False)
+    output_order: tuple[int, ...] | None = None
 
     # Use
 
@@ -166,11 +171,11 @@ class Plan:
         Raises:
             VerificationError: they do not compute the same; the message names the first place where they part.
         """
-        if inputs is not None or self.verifier is None:
-            from pyrosys.adapters.verify import verify_plan
+        from pyrosys.adapters.verify import verify_plan
 
-            return verify_plan(self, source, target, inputs, target_inputs)
-        return self.verifier(self, source, target)
+        if inputs is None and self.probes is not None:
+            inputs, target_inputs = self.probes
+        return verify_plan(self, source, target, inputs, target_inputs)
 
     def invert(self) -> "Plan":
         """The plan from target to source.
@@ -204,6 +209,9 @@ class Plan:
             unused=self.unreached,
             zero={n: self._fill_value(n) for n in self.filled if n in self.pieces and len(self.pieces[n]) == 1},
             checked=self.checked,
+            output_order=_inverse(self.output_order),
+            probes=None if self.probes is None else (self.probes[1], self.probes[0]),
+            selectors=(self.selectors[1], self.selectors[0]),
             notes=(*self.notes, "inverted"),
         )
 
@@ -228,6 +236,7 @@ class Plan:
             "filled": list(self.filled),
             "extrapolated": self.extrapolated,
             "zero": self.zero,
+            "output_order": None if self.output_order is None else list(self.output_order),
             "notes": list(self.notes),
             "pieces": {name: [p.to_json() for p in steps] for name, steps in self.pieces.items()},
             "certificate": None if self.certificate is None else self.certificate.to_json(),
@@ -280,6 +289,7 @@ class Plan:
                 filled=tuple(data["filled"]),
                 extrapolated=dict(data["extrapolated"]),
                 zero={n: float(v) for n, v in data["zero"].items()},
+                output_order=None if data["output_order"] is None else tuple(int(i) for i in data["output_order"]),
                 notes=tuple(data["notes"]),
                 checked=str(data["checked"]),
                 certificate=Certificate.from_json(data["certificate"]) if data.get("certificate") else None,
@@ -314,6 +324,10 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"
+
+
+def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 class _Tied:

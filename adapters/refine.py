@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pyrosys.adapters.colour import SIGNATURE, Colouring, Family, Place, Streams, mix
+from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Place, Streams, mix
 
 __all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
 
@@ -99,7 +99,7 @@ class _Refiner:
             side_of = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
             groups = group_by_numbers(groups, numbers, side_of)
         self.count = int(groups.max()) + 1 if groups.numel() else 0
-        colours = mix(groups, 77)
+        colours = torch.where(torch.cat([p.live for side in pieces for p in side]), mix(groups, 77), DEAD)
         at = 0
         for side, found in zip(self.sides, pieces, strict=True):
             families: dict[Place, Family] = {}
@@ -169,7 +169,7 @@ class _Refiner:
                 if kinds is not None and place.kind not in kinds:
                     continue
                 values, sizes = torch.unique(family.features, return_counts=True)
-                many = sizes > 1
+                many = (sizes > 1) & (values != DEAD)
                 for value, size in zip(values[many].tolist(), sizes[many].tolist(), strict=True):
                     found.setdefault(value, []).append(size)
             counts.append(found)
@@ -204,12 +204,13 @@ class _Refiner:
 def _all_colours(side: Colouring) -> Tensor:
     """Distinct colours of contracted and looked-up features: what must exist on both sides."""
     found = [f.features.reshape(-1) for p, f in side.families.items() if p.kind != "elements"]
-    return torch.unique(torch.cat(found)) if found else torch.zeros(0)
+    colours = torch.unique(torch.cat(found)) if found else torch.zeros(0)
+    return colours[colours != DEAD]
 
 
 def _repeated(colours: Tensor) -> Tensor:
     values, sizes = torch.unique(colours, return_counts=True)
-    return values[sizes > 1]
+    return values[(sizes > 1) & (values != DEAD)]
 
 
 def rank_within(values: Tensor) -> Tensor:
@@ -233,6 +234,7 @@ class _Piece:
     colour: Tensor
     exact: Tensor
     numbers: Tensor
+    live: Tensor
 
 
 def _pieces(side: Colouring, streams: dict[Place, Streams]) -> list[_Piece]:
@@ -251,7 +253,7 @@ def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor
     flat = numbers.reshape(colour.numel(), -1)
     padded = torch.zeros(colour.numel(), width, dtype=torch.float64)
     padded[:, : flat.shape[1]] = flat
-    return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded)
+    return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded, exact.reshape(-1) != 0)
 
 
 def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor, *, equal_counts: bool = False) -> Tensor:

@@ -102,6 +102,8 @@ def compare(
         expected = source.run(source_state, probe, dtype)
         found = target.run(target_state, probe, dtype)
         for e, f in zip(expected, found, strict=True):
+            if e.shape != f.shape:
+                raise VerificationError(f"Expected outputs of shape {tuple(e.shape)} from {target.name}, found {tuple(f.shape)}.")
             _check_finite(e, source.name, parameters)
             if order is not None and e.shape[-1] == len(order):
                 e = e[..., order]
@@ -259,9 +261,10 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
         raise VerificationError("Expected two modules to verify a plan on; a card or a name cannot be run here.")
     probes: list[Inputs] = as_inputs(inputs if inputs is not None else source.example_input_array)
     others = as_inputs(target_inputs) if target_inputs is not None else probes
-    left, right = ModuleSide(source, probes, None), ModuleSide(target, others, None)
+    left, right = (ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True))
     structure = Structure(left.capture())
-    certificate, failed, _ = certify(plan, left, right, structure, tolerance=None)
+    order = None if plan.output_order is None else torch.tensor(plan.output_order)
+    certificate, failed, _ = certify(plan, left, right, structure, tolerance=None, order=order)
     if failed is not None:
         c = failed.comparison
         raise VerificationError(
