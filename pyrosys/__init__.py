@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, modules, zoo
-    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match, port
+    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
     from pyrosys.catalogue import info, list_models, load
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.model import Model
+    from pyrosys.porting import Port, port
     from pyrosys.structure import Structure, read_structure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Inputs",
     "Model",
     "Plan",
+    "Port",
     "PyrosysError",
     "Structure",
     "StructureCard",
@@ -45,10 +47,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match", "port"),
+    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
     "pyrosys.catalogue": ("info", "list_models", "load"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.model": ("Model",),
+    "pyrosys.porting": ("Port", "port"),
     "pyrosys.structure": ("Structure", "read_structure"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

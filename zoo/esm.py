@@ -96,8 +96,10 @@ class ESM(MaskedLanguageModel[ESMConfig]):
             x = block(x, mask=mask)
         return self.norm(x) if layer in (None, len(self.layers)) else x
 
-    def contact_probabilities(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch residues residues"]:
-        """The same as ``contacts``, for a batch of tokens; start and end are left out, padding is not."""
+    def logits_and_contacts(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> tuple[Float[Tensor, "batch length vocabulary"], Float[Tensor, "batch residues residues"]]:
+        """What ``forward`` and ``contact_probabilities`` give, in one pass."""
         if self.contact_head is None:
             raise InputError("Expected a model with a contact head, found one released without. Use ESM-2 or ESM-1b.")
         x, mask = self._embed_tokens(tokens)
@@ -107,7 +109,12 @@ class ESM(MaskedLanguageModel[ESMConfig]):
             maps.append(weights)
         residues = mask & (tokens != END)
         pairs = residues[:, None, :, None] & residues[:, None, None, :]
-        return self.contact_head((torch.cat(maps, dim=1) * pairs)[..., 1:-1, 1:-1])
+        contacts = self.contact_head((torch.cat(maps, dim=1) * pairs)[..., 1:-1, 1:-1])
+        return self.head(self.norm(x), self.embedding.weight), contacts
+
+    def contact_probabilities(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch residues residues"]:
+        """The same as ``contacts``, for a batch of tokens; start and end are left out, padding is not."""
+        return self.logits_and_contacts(tokens)[1]
 
     def contacts(self, sequences: Iterable[str], *, batch_tokens: int = 1024) -> list[Tensor] | Iterator[Tensor]:
         """Predict which residues have their C-beta atoms within 8 Å: probabilities ``(length, length)`` per sequence.

