@@ -259,6 +259,10 @@ class CardSide:
         captured = self.card.captured
         values: dict[fx.Node, Any] = {}
         ties = captured.ties
+        last_use = {argument: node for node in captured.graph.nodes for argument in node.all_input_nodes}
+        spent: dict[fx.Node, list[fx.Node]] = {}
+        for argument, node in last_use.items():
+            spent.setdefault(node, []).append(argument)
         with torch.no_grad():
             for node in captured.graph.nodes:
                 if node.op == "placeholder" and node.users:
@@ -270,4 +274,7 @@ class CardSide:
                     values[node] = value.to(torch.float64) if value.is_floating_point() else value
                 elif node.op == "call_function":
                     values[node] = run_node(node, values.__getitem__)
+                    for argument in spent.get(node, ()):
+                        if argument not in captured.outputs:
+                            del values[argument]
         return [values[o].to(dtype) for o in captured.outputs]

@@ -45,6 +45,7 @@ aten = torch.ops.aten
 _HASH_BITS = 42
 _MASK = (1 << _HASH_BITS) - 1
 _ELEMENTWISE_LIMIT = 1 << 24
+_SPREAD = 12.0  # keeps results of 40 to 5,000 terms of either sign where activations do not saturate
 SIGNATURE = 4
 """Numbers per element in the numeric stream."""
 
@@ -70,12 +71,16 @@ def _uniform(colour: Tensor, salt: int) -> Tensor:
 
 
 def _smooth(x: Tensor) -> Tensor:
-    """A bounded smooth function without symmetry; smooth, so that rounding stays rounding."""
-    return torch.cos(1.3 * x + 0.7) + 0.5 * torch.sin(2.1 * x)
+    """A bounded smooth function without symmetry; smooth, so that rounding stays rounding.
+
+    It is zero at zero, so that padding and features that are always zero add nothing, and nearly odd, so that sums over
+    many features neither drift nor saturate what follows.
+    """
+    return torch.sin(1.3 * x) + 0.05 * (torch.cos(2.1 * x) - 1)
 
 
 def _smooth_too(x: Tensor) -> Tensor:
-    return torch.sin(0.9 * x + 0.4) + 0.5 * torch.cos(2.7 * x)
+    return torch.sin(2.3 * x) - 0.05 * (torch.cos(1.1 * x) - 1)
 
 
 def _modulation(x: Tensor) -> Tensor:
@@ -310,7 +315,7 @@ class _Contract(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, geometry: Contraction, numbers: tuple[Tensor, Tensor], back: Tensor, record: dict[str, Any]
     ) -> Tensor:
-        total, other = geometry.reduce(_smooth(x)) / 32, geometry.reduce(_smooth_too(x)) / 32
+        total, other = geometry.reduce(_smooth(x)) / _SPREAD, geometry.reduce(_smooth_too(x)) / _SPREAD
         ctx.geometry, ctx.back, ctx.record = geometry, back, record
         ctx.save_for_backward(x)
         record["total"] = total
@@ -658,7 +663,7 @@ class Colouring:
         other_columns = _uniform(family.features, 14 + self.salt)
         product = rows.unsqueeze(-1) * columns + other_rows.unsqueeze(-1) * other_columns
         result = (product if table_first else product.transpose(-1, -2)).requires_grad_()
-        self.records[node] = {"anchor": result, "index": index, "rows": rows}
+        self.records[node] = {"anchor": result, "index": index}
         return result
 
     def place_of(self, node: fx.Node) -> Place:
@@ -813,15 +818,16 @@ class Colouring:
         if not role[3]:
             gradient, reach = gradient.transpose(-1, -2), reach.transpose(-1, -2)
         index = record["index"].reshape(-1)
-        gradient = torch.asinh(gradient.reshape(-1, gradient.shape[-1]))
         reach = reach.reshape(-1, reach.shape[-1])
-        rows = record["rows"].detach().reshape(-1, 1)
-        numbers = [torch.asinh((gradient * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
+        # Summed per row first: looking a row up once for all examples or once for each is the same.
+        by_row = torch.zeros(family.rows.shape[0], gradient.shape[-1], dtype=torch.float64)
+        by_row = torch.asinh(by_row.index_add_(0, index, gradient.reshape(-1, gradient.shape[-1])))
+        rows = _uniform(family.rows, 3 + self.salt).unsqueeze(-1)
+        numbers = [torch.asinh((by_row * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
         back = [_uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]
-        row_numbers = torch.zeros(family.rows.shape[0], SIGNATURE, dtype=torch.float64)
-        row_numbers.index_add_(0, index, torch.stack([(gradient * b).sum(-1) / 8 for b in back], -1))
+        row_numbers = torch.stack([(by_row * b).sum(-1) / 8 for b in back], -1)
         row_exact = torch.zeros(family.rows.shape[0], dtype=torch.float64)
-        row_exact.index_reduce_(0, index, reach.amax(-1), "amax")
+        row_exact.scatter_reduce_(0, index, reach.amax(-1), "amax")
         exact = reach.amax(0)
         return Streams(exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers))
 

@@ -256,7 +256,8 @@ def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Ten
 def _scattered(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Tensor:
     x, dim, index, source = (lookup(a) if isinstance(a, fx.Node) else a for a in node.args[:4])
     if index.dim() == 1 and source.dim() != 1:
-        return x.clone().index_reduce_(dim, index, source.contiguous(), "amax")
+        shape = [-1 if d == dim % source.dim() else 1 for d in range(source.dim())]
+        index = index.reshape(shape).expand(source.shape)
     return x.clone().scatter_reduce_(dim, index, source, "amax")
 
 

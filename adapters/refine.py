@@ -8,6 +8,7 @@ colours apart, it is taken back, and made again for one place at a time.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, pati
     if settled:
         refiner.order_first_place()
         start = refiner.save()
+        refiner.order_everything()
+        refiner.order_units()
         refiner.order_everything()
         if patient and not refiner.agree():
             refiner.load(start)
@@ -136,6 +139,35 @@ class _Refiner:
                 self._order(colours, kinds)
                 self.settle()
 
+    def order_units(self) -> None:
+        """Tell equal branches apart (parallel experts): whole places, or groups of one, that share their colours."""
+        found = [torch.cat(list(_units(side, {"contract"})) or [torch.zeros(0, dtype=torch.int64)]) for side in self.sides]
+        (left, left_counts), (right, right_counts) = (torch.unique(f, return_counts=True) for f in found)
+        if not torch.equal(left, right):
+            return
+        shared = left[(left_counts == right_counts) & (left_counts > 1) & (left != DEAD)]
+        if not len(shared):
+            return
+        for side in self.sides:
+            seen: dict[int, int] = {}
+            families = dict(side.families)
+            for place, family in side.families.items():
+                if place.kind != "contract" or not bool(torch.isin(family.features, shared).any()):
+                    continue
+                units = _rows(family.features).clone()
+                for unit in units:
+                    mine = torch.isin(unit, shared)
+                    if not bool(mine.any()):
+                        continue
+                    number = max(seen.get(c, 0) for c in unit[mine].tolist())
+                    for colour in unit[mine].tolist():
+                        seen[colour] = number + 1
+                    unit[mine] = mix(unit[mine], number, 56)
+                families[place] = Family(units.reshape(family.features.shape), family.rows)
+            side.families = families
+        self.count = 0
+        self.settle()
+
     def order_one_by_one(self) -> None:
         """One place after the other, taking back an order that splits the models apart."""
         refused: set[int] = set()
@@ -165,10 +197,8 @@ class _Refiner:
         counts: list[dict[int, list[int]]] = []
         for side in self.sides:
             found: dict[int, list[int]] = {}
-            for place, family in side.families.items():
-                if kinds is not None and place.kind not in kinds:
-                    continue
-                values, sizes = torch.unique(family.features, return_counts=True)
+            for unit in _units(side, kinds):
+                values, sizes = torch.unique(unit, return_counts=True)
                 many = (sizes > 1) & (values != DEAD)
                 for value, size in zip(values[many].tolist(), sizes[many].tolist(), strict=True):
                     found.setdefault(value, []).append(size)
@@ -183,15 +213,15 @@ class _Refiner:
             for place, family in side.families.items():
                 if place.kind not in kinds:
                     continue
-                flat = family.features.reshape(-1)
-                mine = torch.isin(flat, wanted)
+                units = _rows(family.features) if place.kind == "contract" else family.features.reshape(1, -1)
+                mine = torch.isin(units, wanted)
                 if not bool(mine.any()):
                     continue
-                rank = rank_within(flat)
+                rank = torch.stack([rank_within(unit) for unit in units])
                 if only_first:
                     rank = (rank > 0).to(torch.int64)
-                flat = torch.where(mine, mix(flat, rank, 55), flat)
-                families[place] = Family(flat.reshape(family.features.shape), family.rows)
+                units = torch.where(mine, mix(units, rank, 55), units)
+                families[place] = Family(units.reshape(family.features.shape), family.rows)
                 self.ordered[index].add(place)
             side.families = families
         self.count = 0
@@ -199,6 +229,19 @@ class _Refiner:
     def agree(self) -> bool:
         left, right = (_all_colours(side) for side in self.sides)
         return torch.equal(left, right)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """Features as (unit, feature): the groups of a contraction are units of their own."""
+    return features.reshape(features.shape[0], -1) if features.dim() == 2 else features.reshape(1, -1)
+
+
+def _units(side: Colouring, kinds: set[str] | None) -> Iterator[Tensor]:
+    """Colours of every unit of the given kinds."""
+    for place, family in side.families.items():
+        if kinds is None or place.kind in kinds:
+            rows = _rows(family.features) if place.kind == "contract" else family.features.reshape(1, -1)
+            yield from rows
 
 
 def _all_colours(side: Colouring) -> Tensor:
