@@ -540,8 +540,11 @@ def mpnn_teddy() -> nn.Module:
 
 
 def backbone(seed: int) -> tuple[Tensor, ...]:
-    """Two random walks of two chains each, with some residues masked, and an order to decode them in."""
-    batch, length, generator = 2, 15, _random(seed)
+    """Two random walks of two chains each, with some residues masked, and an order to decode them in.
+
+    Every letter occurs in both: that of a masked residue, and of the last to be decoded, is never looked at.
+    """
+    batch, length, generator = 2, 26, _random(seed)
 
     def unit() -> Tensor:
         return nn.functional.normalize(torch.randn(batch, length, 3, generator=generator), dim=-1)
@@ -550,11 +553,11 @@ def backbone(seed: int) -> tuple[Tensor, ...]:
     atoms = torch.stack([alpha + 1.46 * unit(), alpha, alpha + 1.53 * unit(), alpha + 2.4 * unit()], 2)
     mask = torch.ones(batch, length, dtype=torch.bool)
     mask[0, 2] = mask[1, 4] = mask[1, 5] = False
-    every = torch.cat([torch.randperm(21, generator=generator), torch.randint(21, (9,), generator=generator)])
-    chain = (torch.arange(length) >= torch.tensor([[6], [8]])).long()
+    letters = torch.stack([torch.randperm(length, generator=generator) % 21 for _ in range(batch)])
+    chain = (torch.arange(length) >= torch.tensor([[11], [14]])).long()
     number = torch.arange(length).expand(batch, -1) + 100 * chain
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(batch)])
-    return atoms * mask[..., None, None], every.view(batch, length), mask, chain, number, order
+    return atoms * mask[..., None, None], letters, mask, chain, number, order
 
 
 def backbone_original(seed: int, alpha_carbon_only: bool = False) -> dict[str, Any]:
