@@ -1,15 +1,15 @@
 """The models of the zoo by name: what there is, what is known of it, and `load`, which gives it with its weights.
 
-No table says which tensor of a published file is which of ours. Beside the zoo's code lie, for each layout of such a file:
+No table says which tensor of a published file is which of ours. For each layout of such a file there are:
 
 | File in ``zoo/cards`` | What it is |
 |---|---|
-| ``<layout>.structure.json.gz`` | the structure card: what the implementation that wrote the file computes, as a graph |
+| ``<layout>.structure.json.gz`` | the structure card: what the implementation that wrote it computes, as a graph |
 | ``<layout>.probe.safetensors`` | the card's example in the form that our model takes |
 | ``<layout>.plan.json.gz`` | the plan that the structure engine found between the two |
 
-`load` applies the plan and then runs the card's graph and our model with the file's weights: they have to agree. Listing
-and describing models reads the cards of the families, ``zoo/*.json``, and imports nothing heavy.
+`load` applies the plan and then runs the card's graph and our model with the file's weights: they have to agree.
+Listing and describing models reads the cards of the families, ``zoo/*.json``, and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def build(name: str) -> Model:
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
     """Give a model with its weights, in evaluation mode, verified.
 
-    Every tensor of the file is accounted for, and the model computes on an example what the implementation computes that
-    the file was written by.
+    Every tensor of the file is accounted for, and on an example the model computes what the implementation that wrote
+    the file computes.
 
     Args:
         name: A name that `list_models` gives.
@@ -128,7 +128,7 @@ class Layout:
     Attributes:
         name: Of the files in ``zoo/cards``.
         output: The method of our model whose outputs all weights go into.
-        config: What to change in the configuration while comparing, for the example to be small; no weight depends on it.
+        config: What to change in the configuration for the example to be small; no weight depends on it.
         ignored: Tensors of published files that the implementation does not use, with wildcards.
     """
 
@@ -205,8 +205,8 @@ class Layout:
             difference, scale = float((theirs - ours).abs().max()), float(theirs.abs().max())
             if not difference <= TOLERANCE * scale:
                 raise VerificationError(
-                    f"Expected {name} to compute what {self.card.name} computes with the same weights, found outputs up to "
-                    f"{scale:.3g} that differ by {difference:.3g}. Report this; the model has not been loaded."
+                    f"Expected {name} to compute what {self.card.name} computes with the same weights, found outputs "
+                    f"up to {scale:.3g} that differ by {difference:.3g}. Report this; the model has not been loaded."
                 )
 
     def _recorded_plan(self) -> Plan | None:

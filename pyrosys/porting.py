@@ -133,7 +133,7 @@ def state_for(source: nn.Module | StructureCard, weights: Mapping[str, Tensor]) 
     if missing or unexpected:
         raise WeightsError(
             f"Expected the {len(shapes)} tensors of {name}, found {len(weights)}: "
-            f"{_listing('missing', missing)}{'; ' if missing and unexpected else ''}{_listing('unexpected', unexpected)}. "
+            f"{'; '.join(filter(None, (_listing('missing', missing), _listing('unexpected', unexpected))))}. "
             "Pass a source that the checkpoint was written from."
         )
     state: dict[str, Tensor] = {}
@@ -167,7 +167,7 @@ def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
     unset = [name for name in state if state[name].is_meta]
     if unset:
         raise WeightsError(
-            f"Expected a value for every tensor of {type(target).__name__}, found none for some, {_listing('at', unset)}. "
+            f"Expected a value for every tensor of {type(target).__name__}, found none {_listing('for', unset)}. "
             "Initialise the target before porting into it."
         )
     if on_meta:

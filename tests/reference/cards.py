@@ -88,10 +88,11 @@ def backbones() -> tuple[Tensor, ...]:
 class LogitsAndContacts(EsmForMaskedLM):
     """The model of the transformers library with both of its outputs, in one pass."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
-        output = super().forward(input_ids, attention_mask, output_attentions=True)
-        mask = attention_mask[:, None, None, :, None] * attention_mask[:, None, None, None, :]
-        return output.logits, self.esm.contact_head(input_ids, torch.stack(output.attentions, 1) * mask)
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        output: Any = super().forward(*args, **inputs, output_attentions=True)
+        mask = inputs["attention_mask"]
+        pairs = mask[:, None, None, :, None] * mask[:, None, None, None, :]
+        return output.logits, self.esm.contact_head(inputs["input_ids"], torch.stack(output.attentions, 1) * pairs)
 
 
 def esm(config: ESMConfig) -> Reference:
@@ -111,8 +112,8 @@ def esm(config: ESMConfig) -> Reference:
         position_embedding_type="absolute" if config.positions else "rotary",
         emb_layer_norm_before=config.embedding_norm,
         token_dropout=True,
-        attn_implementation="eager",
     )
+    settings._attn_implementation = "eager"  # the only one that gives attention maps
     tokens = torch.full((2, 29), PADDING)
     letters = [token for token in range(len(ALPHABET)) if token not in (0, PADDING, 2, 32)]
     tokens[0] = torch.tensor([0, *letters[:26], 32, 2])
