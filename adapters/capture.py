@@ -31,7 +31,7 @@ from pyrosys.adapters.decompose import DECOMPOSITIONS
 from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.errors import CaptureError, PyrosysError
 
-__all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels"]
+__all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels", "share_equal_nodes"]
 
 OutputSelector = Callable[[Any], Any]
 aten = torch.ops.aten
@@ -649,14 +649,14 @@ def _capture(
             f"Expected an output of {type(model).__name__} that depends on its parameters, found none. "
             "Name the tensors that count with source_output / target_output."
         )
-    outputs = _share_equal_nodes(graph, outputs)
+    outputs = share_equal_nodes(graph, outputs)
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic)
 
 
-def _share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
+def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
     """Compute once what is computed twice: models that run their trunk again for a second output."""
     known: dict[Any, fx.Node] = {}
     instead: dict[fx.Node, fx.Node] = {}

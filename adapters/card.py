@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
+from pyrosys.adapters.execute import execute
 from pyrosys.adapters.fingerprint import of_structure
-from pyrosys.adapters.operations import run_node
 from pyrosys.errors import CaptureError, WeightsError
 
 __all__ = ["FORMAT", "CardSide", "StructureCard"]
@@ -257,24 +257,6 @@ class CardSide:
         """Outputs under a state, in float64 whatever the precision asked for."""
         del probe
         captured = self.card.captured
-        values: dict[fx.Node, Any] = {}
-        ties = captured.ties
-        last_use = {argument: node for node in captured.graph.nodes for argument in node.all_input_nodes}
-        spent: dict[fx.Node, list[fx.Node]] = {}
-        for argument, node in last_use.items():
-            spent.setdefault(node, []).append(argument)
-        with torch.no_grad():
-            for node in captured.graph.nodes:
-                if node.op == "placeholder" and node.users:
-                    name = node.meta["parameter"]
-                    name = name if name in state else next(a for a, f in ties.items() if f == name and a in state)
-                    values[node] = state[name].to(torch.float64)
-                elif node.op == "get_attr":
-                    value = node.meta["constant"]
-                    values[node] = value.to(torch.float64) if value.is_floating_point() else value
-                elif node.op == "call_function":
-                    values[node] = run_node(node, values.__getitem__)
-                    for argument in spent.get(node, ()):
-                        if argument not in captured.outputs:
-                            del values[argument]
-        return [values[o].to(dtype) for o in captured.outputs]
+        wanted = set(captured.outputs)
+        found = {node: value for node, value in execute(captured, state) if node in wanted}
+        return [found[o].to(dtype) for o in captured.outputs]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.colour import Colouring, Contraction, Place, Structure
-from pyrosys.adapters.operations import run_node, tensor_arguments
+from pyrosys.adapters.execute import execute
+from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.sides import Side
 from pyrosys.errors import PyrosysError
@@ -29,8 +30,7 @@ def first_difference(
     """The first paired contraction whose inputs differ when both graphs run on the mapped random parameters."""
     mapped = plan.apply(state, {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()})
     try:
-        left = _values(sides[0].structure, state)
-        right = _values(sides[1].structure, mapped)
+        left, right = dict(execute(sides[0].structure.capture, state)), dict(execute(sides[1].structure.capture, mapped))
     except (RuntimeError, PyrosysError) as error:
         return f"The first place could not be located ({error})."
     order = {node: i for i, node in enumerate(sides[1].structure.nodes)}
@@ -59,25 +59,6 @@ def first_difference(
 
 def _where(place: Place | None) -> str:
     return repr(place.scope or "the top level") if place is not None else "the start"
-
-
-def _values(structure: Structure, state: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
-    """Values of every node with real numbers for every parameter, in float64."""
-    values: dict[fx.Node, Any] = {}
-    ties = structure.capture.ties
-    with torch.no_grad():
-        for node in structure.capture.graph.nodes:
-            if node.op == "placeholder":
-                if node.users:
-                    name = node.meta["parameter"]
-                    name = name if name in state else next(a for a, f in ties.items() if f == name and a in state)
-                    values[node] = state[name].to(torch.float64)
-            elif node.op == "get_attr":
-                value = node.meta["constant"]
-                values[node] = value.to(torch.float64) if value.is_floating_point() else value
-            elif node.op == "call_function":
-                values[node] = run_node(node, values.__getitem__)
-    return values
 
 
 def _sorted_rows(geometry: Contraction, values: dict[fx.Node, Any]) -> Tensor:

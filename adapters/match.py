@@ -15,6 +15,7 @@ from pyrosys.adapters.locate import first_difference, structural_difference
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, specs_of
 from pyrosys.adapters.refine import Refinement, refine
+from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import ModuleSide, Side
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import InputError, StructureMismatch
@@ -94,7 +95,7 @@ def _sides(
 
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
     """`match` on prepared sides."""
-    structures = Structure(source.capture()), Structure(target.capture())
+    structures = _structure(source), _structure(target)
     outputs = _align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
     best = _search(structures, probes)
@@ -112,6 +113,10 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
             return plan
         raise StructureMismatch(_explain_failure(source, target, best, plan, failed, state or {}))
     raise StructureMismatch(_explain(source, target, structures, best))
+
+
+def _structure(side: Side, probe: int = 0) -> Structure:
+    return Structure(share_equal_work(side.capture(probe)))
 
 
 _ORDER_NOTE = "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
@@ -280,7 +285,7 @@ class _Probes:
         return pairs
 
     def _pair(self, probe: int) -> tuple[Structure, Structure]:
-        pair = Structure(self.source.capture(probe)), Structure(self.target.capture(probe))
+        pair = _structure(self.source, probe), _structure(self.target, probe)
         for position, structure in enumerate(pair):
             every = structure.capture.outputs
             structure.restrict([every[numbers[position]] for numbers in self.outputs])
@@ -314,7 +319,11 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         steps = pieces.setdefault(piece.target, [])
         if piece not in steps:
             steps.append(piece)
-    settled = {name: _settle(name, steps, torch.Size(captures[1].tensors[name]).numel()) for name, steps in pieces.items()}
+    equal: dict[str, str] = {}
+    settled = {
+        name: _settle(name, _once(name, steps, source_state, equal), torch.Size(captures[1].tensors[name]).numel())
+        for name, steps in pieces.items()
+    }
     kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in settled)
     reached = {p for s in (structures[1],) for p in s.reached()}
     uses = {p.source for steps in settled.values() for p in steps if p.source is not None}
@@ -331,9 +340,29 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         filled=tuple(sorted({n for n, s in settled.items() if any(p.source is None for p in s)})),
         extrapolated=assembly.extrapolated,
         zero=zero,
+        equal=equal,
         notes=tuple(dict.fromkeys(assembly.ambiguous)),
         target_state=target_state,
     )
+
+
+def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dict[str, str]) -> list[Piece]:
+    """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`."""
+    kept: list[Piece] = []
+    for piece in steps:
+        twin = next((k for k in kept if k.source and piece.source and dataclasses.replace(k, source=piece.source) == piece), None)
+        if twin is None:
+            kept.append(piece)
+            continue
+        assert twin.source is not None and piece.source is not None
+        a, b = state[twin.source], state[piece.source]
+        if a.is_meta or b.is_meta or not torch.equal(a, b):
+            raise StructureMismatch(
+                f"The target uses {name!r} in several places (it is tied), and the source has different tensors there: "
+                f"{twin.source}, {piece.source}. Untie the target, or make the source's tensors one."
+            )
+        equal[piece.source] = twin.source
+    return kept
 
 
 def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:

@@ -60,6 +60,7 @@ class Plan:
         filled: target tensors (or parts) without a source, set to the value that does nothing.
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
         zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
+        equal: source tensors that must equal another, because the target ties them.
         output_order: source position of each target position on the last axis of outputs of that length, when the two
             models order their tokens differently.
         probes, selectors: the inputs and output selectors of `match`; not saved.
@@ -79,6 +80,7 @@ class Plan:
     filled: tuple[str, ...] = ()
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     zero: dict[str, float] = dataclasses.field(default_factory=dict)
+    equal: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checked: str = "structure"
     certificate: Certificate | None = None
@@ -132,7 +134,7 @@ class Plan:
 
     def _check_source(self, source: "_Tied") -> None:
         needed = {piece.source for steps in self.pieces.values() for piece in steps if piece.source is not None}
-        for name in sorted(needed | set(self.zero)):
+        for name in sorted(needed | set(self.zero) | set(self.equal)):
             if name not in source:
                 similar = ", ".join(sorted(source.names)[:3])
                 raise WeightsError(
@@ -147,6 +149,13 @@ class Plan:
                 raise WeightsError(
                     f"Expected {name!r} to be {neutral:g} everywhere, because the target has no place for it; it is not. "
                     "Use a target that has this parameter."
+                )
+
+        for name, other in self.equal.items():
+            if not torch.equal(source[name], source[other]):
+                raise WeightsError(
+                    f"Expected {name!r} and {other!r} to be equal, because the target has one tensor for both; they are not. "
+                    "Use a target that keeps them apart."
                 )
 
     def _build(self, name: str, source: "_Tied") -> Tensor:
@@ -197,6 +206,8 @@ class Plan:
             numel = torch.Size(self.source[name].shape).numel()
             axes = (Axis(numel, 1, 0),) if numel > 1 else ()
             pieces[name] = [Piece(name, None, 0, 0, axes, 0.0, self.zero[name])]
+        for name, other in self.equal.items():
+            pieces[name] = [dataclasses.replace(p, target=name) for p in pieces[other]]
         kept = tuple(n for n in self.source if n not in pieces and self.source_ties.get(n) not in pieces)
         return Plan(
             pieces={name: tuple(steps) for name, steps in pieces.items()},
@@ -236,6 +247,7 @@ class Plan:
             "filled": list(self.filled),
             "extrapolated": self.extrapolated,
             "zero": self.zero,
+            "equal": self.equal,
             "output_order": None if self.output_order is None else list(self.output_order),
             "notes": list(self.notes),
             "pieces": {name: [p.to_json() for p in steps] for name, steps in self.pieces.items()},
@@ -289,6 +301,7 @@ class Plan:
                 filled=tuple(data["filled"]),
                 extrapolated=dict(data["extrapolated"]),
                 zero={n: float(v) for n, v in data["zero"].items()},
+                equal=dict(data["equal"]),
                 output_order=None if data["output_order"] is None else tuple(int(i) for i in data["output_order"]),
                 notes=tuple(data["notes"]),
                 checked=str(data["checked"]),

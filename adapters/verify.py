@@ -205,6 +205,8 @@ def certify(
             drawn = random_state(structure, state, seed, size)
             for name, value in plan.zero.items():
                 drawn[name] = torch.full_like(drawn[name], value)
+            for name, other in plan.equal.items():
+                drawn[name] = drawn[other]
             mapped = plan.apply(drawn, _kept_values(plan, target))
             try:
                 if seed == 0:
