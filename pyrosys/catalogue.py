@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pyrosys.adapters.sides import ModuleSide
     from pyrosys.model import Model
 
-__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load"]
+__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "without_initialisation"]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
@@ -113,7 +113,7 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     pinned = all(source.get("sha256") for source in entry["sources"])
     layout = Layout.of(name)
     state = state_for(layout.card, layout.relevant(read_weights(path, allow_pickle=pinned)))
-    with _without_initialisation():
+    with without_initialisation():
         model = build(name).eval()
     plan = layout.plan(model, state)
     fill(model, plan.apply(state, model.state_dict()))
@@ -230,8 +230,8 @@ def _fits(plan: Plan, model: Model) -> bool:
 
 
 @contextmanager
-def _without_initialisation() -> Iterator[None]:
-    """Build models without drawing the random weights that are about to be replaced."""
+def without_initialisation() -> Iterator[None]:
+    """Build models without drawing random weights, for those whose weights do not matter or come later."""
     import torch
     from torch.overrides import TorchFunctionMode
 

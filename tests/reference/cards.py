@@ -21,7 +21,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
 from pyrosys.adapters.match import match_sides
-from pyrosys.catalogue import CARDS, Layout, build, list_models
+from pyrosys.catalogue import CARDS, Layout, build, list_models, without_initialisation
 from pyrosys.hub import write_weights
 from pyrosys.zoo.esm import ALPHABET, PADDING, SIZES, ESMConfig
 
@@ -118,7 +118,7 @@ def esm(config: ESMConfig) -> Reference:
     letters = [token for token in range(len(ALPHABET)) if token not in (0, PADDING, 2, 32)]
     tokens[0] = torch.tensor([0, *letters[:26], 32, 2])
     tokens[1, :20] = torch.tensor([0, *letters[2:15], *letters[25:], 32, 2])
-    with torch.device("meta"):
+    with without_initialisation():  # only its structure is wanted
         model = (LogitsAndContacts if config.contacts else EsmForMaskedLM)(settings)
     return model.eval(), Inputs(input_ids=tokens, attention_mask=(tokens != PADDING).long()), (tokens,)
 
