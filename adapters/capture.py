@@ -448,7 +448,7 @@ _GATHERS = {aten.gather.default, aten.index.Tensor, aten.index_select.default, a
 
 def _is_uniform(tensor: Tensor) -> bool:
     """Whether all elements are equal, so that picking some by index gives the same whatever the index."""
-    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
+    return not tensor.is_meta and tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 _VALUE_FREE = {
@@ -552,7 +552,8 @@ def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None =
 def _settled(model: nn.Module, inputs: Inputs, output: OutputSelector | None, in_float64: bool) -> Capture:
     """A capture in which derived buffers are constants."""
     captured = _with_or_without_numbers(model, inputs, output, frozenset(), in_float64)
-    derived = _derived_buffers(captured)
+    buffers = dict(model.named_buffers())
+    derived = frozenset(n for n in _derived_buffers(captured) if not buffers[n].is_meta)
     return _with_or_without_numbers(model, inputs, output, derived, in_float64) if derived else captured
 
 
@@ -611,6 +612,9 @@ def _capture(
     for alias, name in ties.items():
         if name in swapped:
             swapped[alias] = swapped[name]
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and name not in swapped:  # a table without values: only its shape takes part
+            swapped[name] = recorder.parameter(name, buffer)
     if in_float64:
         swapped |= {
             name: buffer.detach().to(torch.float64)
@@ -663,6 +667,8 @@ def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
     for node in list(graph.nodes):
         if node.op == "get_attr":
             value = node.meta["constant"]
+            if value.is_meta:
+                continue
             raw = value.contiguous().reshape(-1)
             content = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
             key = ("constant", str(value.dtype), tuple(value.shape), node.meta["data"], hash(content), len(content))

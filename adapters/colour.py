@@ -426,7 +426,7 @@ class Structure:
 
     def _contraction(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool) -> None:
         value = self.constants.get(data)
-        if value is not None and node.target is aten.mm.default:
+        if value is not None and not value.is_meta and node.target is aten.mm.default:
             rows = value if data_first else value.t()
             if rows.is_floating_point() and bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(-1) == 1).all()):
                 self.role[node] = ("look up", rows.argmax(-1), operand, data_first)
