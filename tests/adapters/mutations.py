@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.adapters import twins
-from tests.adapters.pairs import draw, features, other, pairwise, tokens
+from tests.adapters.pairs import Pair, draw, features, other, pairwise, tokens
 from tests.adapters.transformer import BERT, ESM, GPT, LLAMA, Form, Transformer
 from tests.adapters.twins import OUT, WIDTH
 
-__all__ = ["MUTATIONS", "Mutation"]
+__all__ = ["CONTROLS", "MUTATIONS", "Mutation"]
 
 
 @dataclass(frozen=True)
@@ -235,3 +235,24 @@ OTHERS = [
 ]
 
 MUTATIONS = [*TRANSFORMERS, *OTHERS]
+
+# A refusal says nothing of a model that would not be matched with itself, so each has to be.
+CONTROLS = [
+    *(Pair(family, draw(Transformer, form), other(Transformer, form), tokens, ()) for family, form in FAMILIES.items()),
+    *(
+        Pair(name, draw(make, *arguments), other(make, *arguments), inputs, ())
+        for name, make, arguments, inputs in (
+            ("triangle attention", twins.TriangleAttention, (False,), pairwise),
+            ("triangle product", twins.TriangleProduct, (False,), pairwise),
+            ("gated unit", twins.HandRecurrent, ("GRU",), features),
+            ("convolution", Padded, ("constant",), features),
+            ("pooling, mean", Pooled, ("mean",), features),
+            ("pooling, first", Pooled, ("first",), features),
+            ("batch norm", twins.BatchNormed, (), images),
+            ("gate", Gated, (True,), features),
+            ("layers in a loop", twins.ListOfLayers, ((0, 1, 0),), features),
+            ("branches", twins.Branched, (), features),
+            ("tied and scaled", twins.Bag, (2.0, True), tokens),
+        )
+    ),
+]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyrosys.adapters.match import match
-from pyrosys.errors import StructureMismatch
-from tests.adapters.mutations import MUTATIONS, Mutation
+from pyrosys.errors import CaptureError, StructureMismatch
+from tests.adapters.mutations import CONTROLS, MUTATIONS, Mutation
 from tests.adapters.pairs import PAIRS, Pair
 from tests.adapters.twins import rename_randomly
 
@@ -26,11 +26,44 @@ RENAMED = (
     "bert encoder | torch encoder",
     "vit | patches as vectors",
     "layers, list | stack",
-    "frozen batch norm",
+    "norm less one",
     "tied | untied and equal",
-    "lstm, two layers in both directions",
+    "branches joined",
 )
 # Every other one the other way round, where that has to be refused as well.
+# What the engine cannot decide soundly yet. It must say so, in either direction; the docs list it as not covered.
+NOT_COVERED = frozenset(
+    {
+        "a feature that is zero",
+        "bias of one number",
+        "depthwise convolution",
+        "depthwise convolution, reversed",
+        "experts, list | stack",
+        "experts, list | stack, reversed",
+        "folded batch norm",
+        "folded frozen batch norm",
+        "frozen batch norm",
+        "frozen batch norm, reversed",
+        "gru",
+        "gru, reversed",
+        "low-rank update, merged",
+        "lstm",
+        "lstm, reversed",
+        "lstm, two layers in both directions",
+        "lstm, two layers in both directions, reversed",
+        "one in the bias",
+        "one in the bias, reversed",
+        "scaled in the table",
+        "scaled in the table, reversed",
+        "triangle product",
+        "triangle product, reversed",
+        "weight norm, hook | parametrization",
+        "weight norm, hook | parametrization, reversed",
+        "weight norm, hook | plain",
+        "weight norm, parametrization | plain",
+    }
+)
+COVERED = [pair for pair in DIRECTED if pair.name not in NOT_COVERED]
 REFUSED = [(mutation, number % 2 == 1 and not mutation.one_way) for number, mutation in enumerate(MUTATIONS)]
 
 
@@ -80,8 +113,22 @@ def names(values: Iterable[Pair | Mutation]) -> list[str]:
     return [value.name for value in values]
 
 
-@pytest.mark.parametrize("pair", DIRECTED, ids=names(DIRECTED))
+@pytest.mark.parametrize("pair", COVERED, ids=names(COVERED))
 def test_a_pair_is_matched(pair: Pair) -> None:
+    source, target = pair.source(), pair.target()
+    port(pair, source, target)
+    assert_same_function(pair, source, target)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_COVERED))
+def test_what_is_not_covered_is_refused(name: str) -> None:
+    (pair,) = (pair for pair in DIRECTED if pair.name == name)
+    with pytest.raises((StructureMismatch, CaptureError)):
+        port(pair, pair.source(), pair.target())
+
+
+@pytest.mark.parametrize("pair", CONTROLS, ids=names(CONTROLS))
+def test_what_the_mutations_change_is_matched(pair: Pair) -> None:
     source, target = pair.source(), pair.target()
     port(pair, source, target)
     assert_same_function(pair, source, target)
