@@ -35,6 +35,7 @@ class Assembly:
         leftover: places of the source that no target takes.
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
+        given: source places whose elements some target place has taken.
     """
 
     pieces: list[Piece] = dataclasses.field(default_factory=list)
@@ -45,6 +46,7 @@ class Assembly:
     leftover: list[Place] = dataclasses.field(default_factory=list)
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
+    given: set[Place] = dataclasses.field(default_factory=set)
     extra: "Extra" = list
 
 
@@ -112,9 +114,7 @@ class _Index:
 # Contractions
 
 
-def _contraction(
-    place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly
-) -> set[Place]:
+def _contraction(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
     contracted = geometry.operand_grid(torch.empty(place.operand.meta["shape"], device="meta")).shape[1]
@@ -125,7 +125,9 @@ def _contraction(
         other: Contraction = source.structure.role[other_place.node][1]
         links = _contracted_links([(target, source)], place, mine, other_place, theirs)
         if links is not None and len(links[2]):
-            more = _contracted_links([(target, source), *((t, s) for s, t in found.extra())], place, mine, other_place, theirs)
+            more = _contracted_links(
+                [(target, source), *((t, s) for s, t in found.extra())], place, mine, other_place, theirs
+            )
             links = more if more is not None else links
         if links is None:
             continue
@@ -279,7 +281,11 @@ def _join(
             found.pieces.append(
                 _piece(
                     (block.root, block.offset + _group_offset(geometry, block, group), geometry.elements),
-                    (other_block.root, other_block.offset + _group_offset(other, other_block, other_group), other.elements),
+                    (
+                        other_block.root,
+                        other_block.offset + _group_offset(other, other_block, other_group),
+                        other.elements,
+                    ),
                     axes,
                 )
             )
@@ -393,13 +399,19 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         name = _name_of_root(my_elements.roots[0])
         if len(beyond) and name is not None:
             found.pieces.append(constant_piece(name, my_lines[0], [my_lines[1][beyond], my_lines[2]], 0.0))
-            found.extrapolated[_name(place)] = f"{note}; {len(beyond)} rows beyond the source's table are zero".lstrip("; ")
+            found.extrapolated[_name(place)] = f"{note}; {len(beyond)} rows beyond the source's table are zero".lstrip(
+                "; "
+            )
         axes = [
             (my_lines[1][rows], their_lines[1][sources]),
             (my_lines[2][mine], their_lines[2][theirs]),
         ]
         found.pieces.append(
-            _piece((my_elements.roots[0], my_lines[0], my_elements), (their_elements.roots[0], their_lines[0], their_elements), axes)
+            _piece(
+                (my_elements.roots[0], my_lines[0], my_elements),
+                (their_elements.roots[0], their_lines[0], their_elements),
+                axes,
+            )
         )
     if not used:
         found.unmatched.append(f"the table {_name(place)}")
@@ -462,7 +474,10 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
     seen = seen[colours[seen] != DEAD]
     used: set[Place] = set()
     taken = torch.zeros(len(colours), dtype=torch.bool)
-    for number, (mine, theirs) in index.pairs("elements", colours[seen]).items():
+    candidates = index.pairs("elements", colours[seen])
+    # Several places may share a colour (the mean and the bias of a batch norm); they pair in order of execution.
+    for number in sorted(candidates, key=lambda n: (index.places[n] in found.given, n)):
+        mine, theirs = candidates[number]
         other_place = index.places[number]
         assert other_place.source is not None
         mine = seen[mine]
@@ -471,6 +486,7 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
         if len(mine) == 0:
             continue
         taken[mine] = True
+        found.given.add(other_place)
         used.add(other_place)
         found.pairs.append((other_place, place))
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)

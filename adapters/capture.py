@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
@@ -130,7 +131,9 @@ def _map_containers(function: Callable[[Any], Any], value: Any) -> Any:
     if type(value) is dict:
         return {key: _map_containers(function, item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: _map_containers(function, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        changed = {
+            f.name: _map_containers(function, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
         return dataclasses.replace(value, **changed)
     return function(value)
 
@@ -140,9 +143,9 @@ def output_tensors(output: Any, select: OutputSelector | None) -> list[Tensor]:
     chosen = output if select is None else select(output)
     seen: list[Tensor] = []
     for leaf in _leaves(chosen):
-        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
-            if not any(leaf is other for other in seen):
-                seen.append(leaf)
+        is_real = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        if is_real and not any(leaf is other for other in seen):
+            seen.append(leaf)
     return seen
 
 
@@ -179,7 +182,7 @@ class _Memory:
 class Traced(torch.Tensor):
     """A tensor that depends on a parameter: a graph node and, for shape rules, an inner tensor (on meta if symbolic)."""
 
-    inner: Tensor
+    held: Tensor
     memory: _Memory
     node: fx.Node
     version: int
@@ -196,7 +199,7 @@ class Traced(torch.Tensor):
             device=device,
             requires_grad=False,
         )
-        self.inner = inner
+        self.held = inner
         self.memory = memory
         self.node = node
         self.version = memory.version
@@ -209,12 +212,12 @@ class Traced(torch.Tensor):
         return f"Traced({tuple(self.shape)}, {self.node})"
 
     def tolist(self) -> Any:
-        if self.inner.is_meta:
+        if self.held.is_meta:
             raise _NeedsNumbers
-        return self.inner.tolist()
+        return self.held.tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
-        if self.inner.is_meta:
+        if self.held.is_meta:
             raise _NeedsNumbers
         raise CaptureError(
             "Expected a forward pass made of torch operations, found a conversion of an activation to numpy, which hides how it "
@@ -223,7 +226,9 @@ class Traced(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise CaptureError(f"{func} was called on a tensor of a recording that has ended. Do not keep activations between calls.")
+        raise CaptureError(
+            f"{func} was called on a tensor of a recording that has ended. Do not keep activations between calls."
+        )
 
 
 class _Recorder(TorchDispatchMode):
@@ -281,7 +286,7 @@ class _Recorder(TorchDispatchMode):
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node with the tensor's present value, re-reading memory that changed under it."""
         if isinstance(tensor, Traced):
-            memory, geometry = tensor.memory, tensor.inner
+            memory, geometry = tensor.memory, tensor.held
             if tensor.version == memory.version:
                 return tensor.node
         elif self.promoted(tensor):
@@ -311,7 +316,7 @@ class _Recorder(TorchDispatchMode):
     def inner_arguments(self, args: Any) -> Any:
         def unwrap(value: Any) -> Any:
             if isinstance(value, Traced):
-                return value.inner
+                return value.held
             if isinstance(value, Tensor) and self.symbolic:
                 return value if value.is_meta else value.to("meta")
             if isinstance(value, torch.device) and self.symbolic:
@@ -340,7 +345,7 @@ class _Recorder(TorchDispatchMode):
         if self.symbolic and func in _LOOKS_AT_VALUES:
             raise _NeedsNumbers
         if func is aten._local_scalar_dense.default:
-            return args[0].inner.item()
+            return args[0].held.item()
         node_args, node_kwargs = self.graph_arguments((list(args), dict(kwargs)))
         inner_args, inner_kwargs = self.inner_arguments((list(args), dict(kwargs)))
         try:
@@ -367,14 +372,14 @@ class _Recorder(TorchDispatchMode):
     def wrap(self, inner: Tensor, node: fx.Node, sources: Sequence[Tensor]) -> Traced:
         """A traced result; a view shares the memory of the tensor it looks at."""
         for source in sources:
-            if isinstance(source, Traced) and _storage(source.inner) == _storage(inner):
+            if isinstance(source, Traced) and _storage(source.held) == _storage(inner):
                 return Traced(inner, source.memory, node, self.device)
         memory = _Memory(node, inner)
         return Traced(inner, memory, node, self.device)
 
     def inherit_data(self, func: Any, args: Any, result: Any) -> None:
         tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
-        is_data = any(_storage(a) in self.data for a in tensors)
+        is_data = func not in _VALUE_FREE and any(_storage(a) in self.data for a in tensors)
         if is_data and func in _GATHERS and _storage(tensors[0]) not in self.data and _is_uniform(tensors[0]):
             return
         if is_data:
@@ -385,7 +390,9 @@ class _Recorder(TorchDispatchMode):
     def value_free(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A constant made in the shape of a traced tensor (`zeros_like`, `new_full`)."""
         template = args[0]
-        stand_in = torch.empty_strided(tuple(template.shape), template.stride(), dtype=template.dtype, device=self.device)
+        stand_in = torch.empty_strided(
+            tuple(template.shape), template.stride(), dtype=template.dtype, device=self.device
+        )
         return func(stand_in, *args[1:], **kwargs)
 
     def mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -393,7 +400,9 @@ class _Recorder(TorchDispatchMode):
         functional = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         target = args[0]
         if not name.endswith("_") or functional is None:
-            raise CaptureError(f"Expected operations that have a functional form, found {func}. Replace it in the model's forward.")
+            raise CaptureError(
+                f"Expected operations that have a functional form, found {func}. Replace it in the model's forward."
+            )
         if functional is aten.copy.default:
             value = self._expanded_copy(target, args[1])
         elif functional in (aten.zero.default, aten.fill.Scalar):
@@ -415,7 +424,7 @@ class _Recorder(TorchDispatchMode):
     def write(self, target: Tensor, value: Tensor) -> None:
         """Give `target`'s memory a new value; every other view of it sees the change."""
         if isinstance(target, Traced):
-            memory, geometry = target.memory, target.inner
+            memory, geometry = target.memory, target.held
         else:
             key = _storage(target)
             geometry = target
@@ -431,7 +440,9 @@ class _Recorder(TorchDispatchMode):
             memory.node = node
         else:
             if not (template.is_contiguous() and template.storage_offset() == 0):
-                raise CaptureError("Expected in-place writes into dense memory, found a write through overlapping views.")
+                raise CaptureError(
+                    "Expected in-place writes into dense memory, found a write through overlapping views."
+                )
             args = (memory.node, node, list(geometry.shape), list(geometry.stride()), geometry.storage_offset())
             memory.node = self.emit(aten.as_strided_scatter.default, args, {}, template)
         memory.version += 1
@@ -608,7 +619,9 @@ def _capture(
     graph = fx.Graph()
     device = next((t.device for t in inputs.tensors()), torch.device("cpu"))
     recorder = _Recorder(graph, device, symbolic, in_float64)
-    swapped = {name: recorder.parameter(name, t) for name, t in tensors.items() if name not in derived}
+    swapped: dict[str, Tensor] = {
+        name: recorder.parameter(name, t) for name, t in tensors.items() if name not in derived
+    }
     for alias, name in ties.items():
         if name in swapped:
             swapped[alias] = swapped[name]
@@ -621,7 +634,9 @@ def _capture(
             for name, buffer in model.named_buffers()
             if name not in swapped and buffer.is_floating_point() and not buffer.is_meta
         }
-    copies = inputs.map(lambda t: t.detach().to(torch.float64) if in_float64 and t.is_floating_point() else t.detach().clone())
+    copies = inputs.map(
+        lambda t: t.detach().to(torch.float64) if in_float64 and t.is_floating_point() else t.detach().clone()
+    )
     for tensor in copies.tensors():
         recorder.mark_data(tensor)
     dtype = torch.float64 if in_float64 else torch.get_default_dtype()
@@ -673,7 +688,7 @@ def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
             content = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
             key = ("constant", str(value.dtype), tuple(value.shape), node.meta["data"], hash(content), len(content))
         elif node.op == "call_function":
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n))
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: instead.get(n, n))
             node.args, node.kwargs = args, kwargs
             key = ("call", str(node.target), repr(args), repr(kwargs))
         else:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.fingerprint import of_structure
+from pyrosys.adapters.nodes import args_of
 from pyrosys.errors import CaptureError, WeightsError
 
 __all__ = ["FORMAT", "CardSide", "StructureCard"]
@@ -46,7 +47,9 @@ class StructureCard:
     dtypes: dict[str, str]
 
     @staticmethod
-    def of(model: nn.Module, inputs: Any = None, *, name: str | None = None, output: OutputSelector | None = None) -> "StructureCard":
+    def of(
+        model: nn.Module, inputs: Any = None, *, name: str | None = None, output: OutputSelector | None = None
+    ) -> "StructureCard":
         """Record a model on a probe.
 
         Args:
@@ -59,8 +62,12 @@ class StructureCard:
 
         probe = as_inputs(inputs if inputs is not None else model.example_input_array)[0]
         captured = capture(model, probe, output=output)
-        dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-        return StructureCard(name or type(model).__name__, captured, probe, of_structure(Structure(captured)).whole, dtypes)
+        dtypes = {
+            n: str(t.dtype).removeprefix("torch.") for n, t in model.state_dict().items() if isinstance(t, Tensor)
+        }
+        return StructureCard(
+            name or type(model).__name__, captured, probe, of_structure(Structure(captured)).whole, dtypes
+        )
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -147,7 +154,11 @@ def _node_to_json(node: fx.Node, numbers: dict[fx.Node, int]) -> dict[str, Any]:
     if node.op == "get_attr":
         return entry | {"constant": _encode(meta["constant"]), "data": meta["data"]}
     target = "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.")
-    return entry | {"call": target, "args": _encode(list(node.args), numbers), "kwargs": _encode(dict(node.kwargs), numbers)}
+    return entry | {
+        "call": target,
+        "args": _encode(list(args_of(node)), numbers),
+        "kwargs": _encode(dict(node.kwargs), numbers),
+    }
 
 
 def _node_from_json(entry: dict[str, Any], graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
@@ -172,7 +183,9 @@ def _operation(name: str) -> Any:
     packet, _, overload = name.partition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise WeightsError(f"Expected an ATen operation in the structure card, found {name!r}; this version of torch has none.")
+        raise WeightsError(
+            f"Expected an ATen operation in the structure card, found {name!r}; this version of torch has none."
+        )
     return found
 
 
@@ -183,7 +196,11 @@ def _encode(value: Any, numbers: dict[fx.Node, int] | None = None) -> Any:
     if isinstance(value, Tensor):
         flat = value.detach().contiguous().reshape(-1)
         raw = gzip.compress(flat.view(torch.uint8).numpy().tobytes(), mtime=0) if flat.numel() else b""
-        return {"tensor": base64.b64encode(raw).decode(), "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {
+            "tensor": base64.b64encode(raw).decode(),
+            "shape": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+        }
     if isinstance(value, (list, tuple)):
         return [_encode(v, numbers) for v in value]
     if isinstance(value, dict):
@@ -194,7 +211,9 @@ def _encode(value: Any, numbers: dict[fx.Node, int] | None = None) -> Any:
         return value
     if isinstance(value, (torch.dtype, torch.memory_format, torch.layout, torch.device)):
         return {"torch": str(value).removeprefix("torch.")}
-    raise CaptureError(f"A structure card cannot hold an argument of type {type(value).__name__}. Pass tensors and plain values.")
+    raise CaptureError(
+        f"A structure card cannot hold an argument of type {type(value).__name__}. Pass tensors and plain values."
+    )
 
 
 def _decode(value: Any, nodes: list[fx.Node] | None = None) -> Any:

@@ -28,6 +28,7 @@ from torch import Tensor, fx
 
 from pyrosys.adapters.capture import Capture
 from pyrosys.adapters.layout import blocks, elements_of
+from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
     backward_dependence,
@@ -108,7 +109,7 @@ class Place:
     kind: str
     node: fx.Node
     operand: fx.Node
-    source: fx.Node | None = None
+    source: Any = None
     operation: str = ""
 
     @property
@@ -121,7 +122,7 @@ class Family:
     """Colours of one place: `features` for columns or elements, `rows` for the rows of a look-up table."""
 
     features: Tensor
-    rows: Tensor | None = None
+    rows: Any = None
 
 
 DEAD = 0
@@ -142,11 +143,13 @@ class Contraction:
         self.convolution = node.target is aten.convolution.default
         shape = tuple(operand.meta["shape"])
         if self.convolution:
-            self.groups = int(node.args[8])
+            self.groups = int(args_of(node)[8])
             self.features = shape[0] // self.groups
             self.kernel = shape[2:]
-            if node.args[6]:
-                raise CaptureError(f"Transposed convolution in {node.meta.get('scope')!r} is not covered by the engine yet.")
+            if args_of(node)[6]:
+                raise CaptureError(
+                    f"Transposed convolution in {node.meta.get('scope')!r} is not covered by the engine yet."
+                )
         else:
             self.groups = shape[0] if len(shape) == 3 else 1
             self.features = shape[-1] if data_first else shape[-2]
@@ -187,7 +190,7 @@ class Contraction:
             return x.sum(-1 if self.data_first else -2, keepdim=True)
         channels = x.shape[1] // self.groups
         ones = torch.ones(self.groups, channels, *self.kernel, dtype=x.dtype)
-        return aten.convolution.default(x, ones, None, *self.node.args[3:8], self.groups)
+        return aten.convolution.default(x, ones, None, *args_of(self.node)[3:8], self.groups)
 
     def expand(self, total: Tensor, numbers: Tensor) -> Tensor:
         """Result rows from the sums and one number per feature."""
@@ -220,7 +223,9 @@ class Contraction:
         """Largest element of a result-shaped tensor per (distinct group, feature)."""
         by_group = self.result_grid(x).amax(1)
         index = self.group_index.unsqueeze(1).expand(by_group.shape)
-        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).scatter_reduce_(0, index, by_group, "amax")
+        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).scatter_reduce_(
+            0, index, by_group, "amax"
+        )
 
     def deepest_input(self, sketch: Tensor) -> Tensor:
         """Largest sketch over the contracted positions, in the shape of `reduce`'s result."""
@@ -241,12 +246,12 @@ class Contraction:
             return total.repeat_interleave(self.features, 1)
         return total
 
-    def _positions(self, x: Tensor) -> tuple[int, ...]:
+    def _positions(self, x: Any) -> tuple[int, ...]:
         return tuple(self.node.meta["shape"][2:])
 
     def windows(self, x: Tensor) -> Tensor:
         """Data as (batch, group, contracted, position) for convolutions; zero outside."""
-        stride, padding, dilation = (_per_dimension(self.node.args[i], len(self.kernel)) for i in (3, 4, 5))
+        stride, padding, dilation = (_per_dimension(args_of(self.node)[i], len(self.kernel)) for i in (3, 4, 5))
         index = self._window_index(tuple(x.shape), stride, padding, dilation)
         n, channels = x.shape[:2]
         flat = torch.cat([x.reshape(n, channels, -1), torch.zeros(n, channels, 1, dtype=x.dtype)], -1)
@@ -258,7 +263,9 @@ class Contraction:
         size = shape[2:]
         index = torch.zeros(1, 1, dtype=torch.int64)
         valid = torch.ones(1, 1, dtype=torch.bool)
-        for extent, kernel, s, p, d, out in zip(size, self.kernel, stride, padding, dilation, self._positions(None), strict=True):
+        for extent, kernel, s, p, d, out in zip(
+            size, self.kernel, stride, padding, dilation, self._positions(None), strict=True
+        ):
             line = torch.arange(out) * s - p + (torch.arange(kernel) * d).unsqueeze(1)
             inside = (line >= 0) & (line < extent)
             index = _outer(index * extent, line)
@@ -269,7 +276,7 @@ class Contraction:
         """Largest of `total` over the windows that hold each data element."""
         if not self.convolution:
             return total.expand(x.shape)
-        stride, padding, dilation = (_per_dimension(self.node.args[i], len(self.kernel)) for i in (3, 4, 5))
+        stride, padding, dilation = (_per_dimension(args_of(self.node)[i], len(self.kernel)) for i in (3, 4, 5))
         index = self._window_index(tuple(x.shape), stride, padding, dilation)
         n, channels = x.shape[:2]
         area = int(torch.Size(x.shape[2:]).numel())
@@ -290,8 +297,8 @@ class Contraction:
     def result_grid(self, y: Tensor) -> Tensor:
         """A result-shaped tensor as (group, position, feature)."""
         if self.convolution:
-            n, _, *rest = y.shape
-            return y.reshape(n, self.groups, self.features, -1).permute(1, 0, 3, 2).reshape(self.groups, -1, self.features)
+            by_group = y.reshape(y.shape[0], self.groups, self.features, -1)
+            return by_group.permute(1, 0, 3, 2).reshape(self.groups, -1, self.features)
         grid = y if self.data_first else y.transpose(-1, -2)
         return grid if grid.dim() == 3 else grid.unsqueeze(0)
 
@@ -349,8 +356,13 @@ class _Decorate(torch.autograd.Function):
         return (gradient * ctx.sign).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None
 
 
-_DECORATIONS = {aten.add.Tensor: False, aten.sub.Tensor: False, aten.mul.Tensor: True, aten.div.Tensor: True}
-_LOOK_UPS = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
+_DECORATIONS: dict[Any, bool] = {
+    aten.add.Tensor: False,
+    aten.sub.Tensor: False,
+    aten.mul.Tensor: True,
+    aten.div.Tensor: True,
+}
+_LOOK_UPS: set[Any] = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
 
 
 class Structure:
@@ -403,7 +415,9 @@ class Structure:
             return
         pure = [a for a in inputs if a in self.pure]
         if not pure:
-            if (is_layout(node) or is_pointwise(node)) and all(a in self.leaf_sums or a in self.constants for a in inputs):
+            if (is_layout(node) or is_pointwise(node)) and all(
+                a in self.leaf_sums or a in self.constants for a in inputs
+            ):
                 self.leaf_sums.add(node)
             return
         if node.target in (aten.mm.default, aten.bmm.default, aten.convolution.default) and len(inputs) == 2:
@@ -415,7 +429,7 @@ class Structure:
         if node.target in _DECORATIONS and len(inputs) == 2 and len(pure) == 1:
             other = inputs[0] if inputs[1] in self.pure else inputs[1]
             divided = node.target is aten.div.Tensor and inputs[0] in self.pure
-            if other not in self.leaf_sums and other not in self.constants and not divided:
+            if other not in self.leaf_sums and self._is_data(other) and not divided:
                 self.role[node] = ("decorate", other, pure[0])
                 self._elements(node, pure[0], "gain" if _DECORATIONS[node.target] else "bias")
                 return
@@ -423,6 +437,11 @@ class Structure:
                 self.leaf_sums.add(node)
         for operand in dict.fromkeys(pure):
             self._elements(node, operand, "data")
+
+    def _is_data(self, node: fx.Node) -> bool:
+        """Whether a node carries the data: an activation, or real-valued inputs."""
+        value = self.constants.get(node)
+        return value is None or (bool(node.meta["data"]) and value.is_floating_point())
 
     def _contraction(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool) -> None:
         value = self.constants.get(data)
@@ -437,22 +456,23 @@ class Structure:
         self.places.append(Place("contract", node, operand))
 
     def _is_look_up(self, node: fx.Node) -> bool:
-        table = node.args[0]
+        table = args_of(node)[0]
         indices = [a for a in tensor_arguments(node) if a is not table]
         if table not in self.pure or not all(a in self.constants for a in indices) or len(table.meta["shape"]) != 2:
             return False
         if node.target is aten.embedding.default:
             return True
         if node.target is aten.index_select.default:
-            return node.args[1] == 0
-        return len(node.args[1]) == 1
+            return args_of(node)[1] == 0
+        return len(args_of(node)[1]) == 1
 
     def _look_up(self, node: fx.Node, table: fx.Node) -> None:
-        index_node = {
-            aten.embedding.default: lambda: node.args[1],
-            aten.index_select.default: lambda: node.args[2],
-            aten.index.Tensor: lambda: node.args[1][0],
-        }[node.target]()
+        places: dict[Any, Any] = {
+            aten.embedding.default: lambda: args_of(node)[1],
+            aten.index_select.default: lambda: args_of(node)[2],
+            aten.index.Tensor: lambda: args_of(node)[1][0],
+        }
+        index_node = places[node.target]()
         self.role[node] = ("look up", index_node, table, True)
         self.places.append(Place("look up", node, table))
         self.leaf_sums.add(node)
@@ -553,7 +573,8 @@ class Colouring:
     def under(self, first: "Colouring") -> dict[Place, Streams]:
         """Run on this probe under the colours of the same model on another."""
         self.families = {
-            mine: first.families[theirs] for mine, theirs in zip(self.structure.places, first.structure.places, strict=True)
+            mine: first.families[theirs]
+            for mine, theirs in zip(self.structure.places, first.structure.places, strict=True)
         }
         return self.run()
 
@@ -609,10 +630,12 @@ class Colouring:
                     if role[0] == "decorate":
                         product = _DECORATIONS[node.target]
                         parameter = operands[node, role[2]]
-                        sign = -1.0 if node.target is aten.sub.Tensor and node.args[0] is role[2] else 1.0
+                        sign = -1.0 if node.target is aten.sub.Tensor and args_of(node)[0] is role[2] else 1.0
                         values[node] = _Decorate.apply(values[role[1]], parameter, product, sign)
                     else:
-                        values[node] = run_node(node, lambda a, n=node: operands[n, a] if (n, a) in operands else values[a])
+                        values[node] = run_node(
+                            node, lambda a, n=node: operands[n, a] if (n, a) in operands else values[a]
+                        )
             outputs = [values[o] for o in structure.capture.outputs]
             total = torch.stack([(o * s).sum() for o, s in zip(outputs, self.seeds, strict=True)]).sum()
         self.values = values
@@ -718,7 +741,7 @@ class Colouring:
     def _reach(self, value: Any, sketch_of: Any) -> dict[fx.Node, Any]:
         """For every node, per element, the deepest chain that leads from it to an output."""
         structure = self.structure
-        reach: dict[fx.Node, Any] = {}
+        reach: dict[Any, Any] = {}
 
         def add(node: fx.Node, sketch: Tensor, item: int | None = None) -> None:
             if node in structure.constants:
@@ -747,7 +770,7 @@ class Colouring:
                 add(role[1], _largest_to(here, self.shape_of(role[1])))
             elif role[0] == "plain":
                 if node.target is operator.getitem:
-                    add(node.args[0], here, node.args[1])
+                    add(args_of(node)[0], here, args_of(node)[1])
                     continue
                 wanted = [a for a in tensor_arguments(node) if a not in structure.constants]
                 wanted = list(dict.fromkeys(wanted))
@@ -829,7 +852,9 @@ class Colouring:
         row_exact = torch.zeros(family.rows.shape[0], dtype=torch.float64)
         row_exact.scatter_reduce_(0, index, reach.amax(-1), "amax")
         exact = reach.amax(0)
-        return Streams(exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers))
+        return Streams(
+            exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers)
+        )
 
     def _anchor_gradient(self, node: fx.Node) -> Tensor:
         anchor = self.records[node]["anchor"]
@@ -843,7 +868,9 @@ class Colouring:
             here = reaches.get(place.node, torch.zeros(self.shape_of(place.node), dtype=torch.float64))
             below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
             joint = (mix(below.to(torch.int64), here.to(torch.int64)) & _MASK).to(torch.float64)
-            operand_reach = _largest_to(torch.where(here == NONE, NONE, joint), tuple(self.operands[place.node, place.operand].shape))
+            operand_reach = _largest_to(
+                torch.where(here == NONE, NONE, joint), tuple(self.operands[place.node, place.operand].shape)
+            )
         else:
             operand_reach = reaches.get((place.node, place.operand))
             if operand_reach is None:
@@ -854,26 +881,30 @@ class Colouring:
     def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
         """Carry what the operand reaches back to the elements of one placeholder."""
         shapes = {place.source: leaf.shape}
-        reach: dict[fx.Node, Any] = {place.operand: operand_reach}
+        reach: dict[Any, Any] = {place.operand: operand_reach}
         order = [n for n in self.structure.capture.graph.nodes if n in self.structure.pure]
         upstream = self._upstream(place.operand)
         for node in reversed([n for n in order if n in upstream]):
             if node.op != "call_function" or node not in reach:
                 continue
             if node.target is operator.getitem:
-                parts = reach.setdefault(node.args[0], {})
-                parts[node.args[1]] = reach[node]
+                parts = reach.setdefault(args_of(node)[0], {})
+                parts[args_of(node)[1]] = reach[node]
                 continue
             here = reach[node]
             if isinstance(here, dict):
                 count = max(here) + 1
                 here = [here.get(i) for i in range(count)]
             wanted = [a for a in dict.fromkeys(tensor_arguments(node)) if a in self.structure.pure]
-            stand_in = lambda a: self.values[a] if a in self.values else torch.empty(a.meta["shape"], dtype=torch.float64)  # noqa: E731
-            for argument, sketch in zip(wanted, backward_dependence(node, here, stand_in, wanted), strict=True):
+            for argument, sketch in zip(
+                wanted, backward_dependence(node, here, self._value_or_shape, wanted), strict=True
+            ):
                 reach[argument] = sketch if argument not in reach else torch.maximum(reach[argument], sketch)
         found = reach.get(place.source)
         return torch.zeros(shapes[place.source], dtype=torch.float64) if found is None else found
+
+    def _value_or_shape(self, node: fx.Node) -> Tensor:
+        return self.values[node] if node in self.values else torch.empty(node.meta["shape"], dtype=torch.float64)
 
     def _upstream(self, operand: fx.Node) -> set[fx.Node]:
         found: set[fx.Node] = set()

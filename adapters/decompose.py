@@ -126,7 +126,8 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def _frozen_batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
 ) -> Tensor:
-    y = (x - _channelwise(mean, x)) * _channelwise(torch.rsqrt(variance + eps), x)
+    shape = [1, -1, *([1] * (x.dim() - 2))]
+    y = (x - mean.reshape(shape)) * torch.rsqrt(variance + eps).reshape(shape)
     return _affine(y, _channelwise(weight, x), _channelwise(bias, x))
 
 
@@ -210,5 +211,3 @@ def _with_integer_indices(indices: list[Tensor | None], apply: Callable[[list[Te
         else:
             found.append(index)
     return apply(found)
-
-

@@ -66,7 +66,9 @@ def fingerprint(model: nn.Module, inputs: Any = None, *, output: OutputSelector 
     if inputs is None:
         inputs = getattr(model, "example_input_array", None)
         if inputs is None:
-            raise InputError(f"Expected inputs to run {type(model).__name__} on, found none. Pass a tuple or a dict of arguments.")
+            raise InputError(
+                f"Expected inputs to run {type(model).__name__} on, found none. Pass a tuple or a dict of arguments."
+            )
     captured = capture(model, as_inputs(inputs)[0], output=output)
     return of_structure(Structure(captured))
 

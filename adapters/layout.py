@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, layout_result, tensor_arguments
 from pyrosys.errors import CaptureError
 
@@ -61,12 +62,12 @@ class Elements:
 
 def _scalar_affine(node: fx.Node, scale: float, shift: float) -> tuple[fx.Node, float, float] | None:
     """Peel one `a * x + b` with plain numbers off a parameter-only node; composes with the (scale, shift) after it."""
-    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    nodes = [a for a in node.args if isinstance(a, fx.Node)]
+    numbers = [a for a in args_of(node) if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    nodes = [a for a in args_of(node) if isinstance(a, fx.Node)]
     if len(nodes) != 1 or node.kwargs.get("alpha", 1) != 1:
         return None
     (x,) = nodes
-    first = node.args[0] is x
+    first = args_of(node)[0] is x
     target = node.target
     if target is aten.neg.default:
         return x, -scale, shift
@@ -128,7 +129,8 @@ def _as_strides(root: fx.Node, chain: list[fx.Node]) -> tuple[int, tuple[int, ..
         probe = x[0] if isinstance(x, (tuple, list)) else x
         if probe.untyped_storage()._cdata != base.untyped_storage()._cdata:
             return None
-    return x.storage_offset(), tuple(x.shape), tuple(x.stride())
+    view: Any = x
+    return view.storage_offset(), tuple(view.shape), tuple(view.stride())
 
 
 def _joined(operand: fx.Node, scale: float, shift: float) -> Elements:
@@ -151,7 +153,9 @@ def _joined(operand: fx.Node, scale: float, shift: float) -> Elements:
 def _numbered(operand: fx.Node, roots: dict[fx.Node, int]) -> Tensor:
     numel = torch.Size(operand.meta["shape"]).numel()
     if max([numel, *(torch.Size(r.meta["shape"]).numel() for r in roots)]) > _EXPLICIT_LIMIT:
-        raise CaptureError(f"A parameter in {operand.meta.get('scope')!r} is copied into another layout and too large to trace.")
+        raise CaptureError(
+            f"A parameter in {operand.meta.get('scope')!r} is copied into another layout and too large to trace."
+        )
     known: dict[fx.Node, Any] = {
         root: torch.arange(start, start + torch.Size(root.meta["shape"]).numel()).reshape(root.meta["shape"])
         for root, start in roots.items()
@@ -162,11 +166,11 @@ def _numbered(operand: fx.Node, roots: dict[fx.Node, int]) -> Tensor:
             if node.op == "get_attr":
                 known[node] = node.meta["constant"]
             elif node.target is operator.getitem:
-                known[node] = value(node.args[0])[node.args[1]]
+                known[node] = value(args_of(node)[0])[args_of(node)[1]]
             elif is_layout(node):
                 known[node] = layout_result(node, value)
             else:
-                (x,) = [a for a in node.args if isinstance(a, fx.Node)]
+                (x,) = [a for a in args_of(node) if isinstance(a, fx.Node)]
                 known[node] = value(x)
         return known[node]
 
@@ -203,7 +207,9 @@ def blocks(elements: Elements, geometry: Any) -> list[Block]:
         g, k, j = geometry.grid_lines(lines)
         return [Block(elements.roots[0], offset, g, k, j, torch.arange(len(k)), torch.arange(len(j)))]
     numbers = geometry.operand_grid(elements.numbers())
-    starts = torch.tensor([0, *torch.cumsum(torch.tensor([torch.Size(r.meta["shape"]).numel() for r in elements.roots]), 0)])
+    starts = torch.tensor(
+        [0, *torch.cumsum(torch.tensor([torch.Size(r.meta["shape"]).numel() for r in elements.roots]), 0)]
+    )
     root_of = torch.bucketize(numbers, starts[1:], right=True)
     found: list[Block] = []
     for features_at in _equal_columns(root_of.reshape(-1, root_of.shape[-1])):
@@ -227,9 +233,17 @@ def _separable(part: Tensor, root: fx.Node, contracted_at: Tensor, features_at: 
     if bool((g[:, None, None] + k[None, :, None] + j[None, None, :] + first == part).all()):
         return [Block(root, first, g, k, j, contracted_at, features_at)]
     if len(features_at) > 1:
-        return [b for i in range(len(features_at)) for b in _separable(part[..., i : i + 1], root, contracted_at, features_at[i : i + 1])]
+        return [
+            b
+            for i in range(len(features_at))
+            for b in _separable(part[..., i : i + 1], root, contracted_at, features_at[i : i + 1])
+        ]
     if len(contracted_at) > 1:
-        return [b for i in range(len(contracted_at)) for b in _separable(part[:, i : i + 1], root, contracted_at[i : i + 1], features_at)]
+        return [
+            b
+            for i in range(len(contracted_at))
+            for b in _separable(part[:, i : i + 1], root, contracted_at[i : i + 1], features_at)
+        ]
     raise CaptureError(f"The groups of a parameter in {root.meta.get('scope')!r} do not share one layout.")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from pyrosys.adapters.colour import Colouring, Contraction, Place, Structure
 from pyrosys.adapters.execute import execute
+from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.sides import Side
@@ -28,9 +29,14 @@ def first_difference(
     state: Mapping[str, Tensor],
 ) -> str:
     """The first paired contraction whose inputs differ when both graphs run on the mapped random parameters."""
-    mapped = plan.apply(state, {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()})
+    mapped = plan.apply(
+        state, {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()}
+    )
     try:
-        left, right = dict(execute(sides[0].structure.capture, state)), dict(execute(sides[1].structure.capture, mapped))
+        left, right = (
+            dict(execute(sides[0].structure.capture, state)),
+            dict(execute(sides[1].structure.capture, mapped)),
+        )
     except (RuntimeError, PyrosysError) as error:
         return f"The first place could not be located ({error})."
     order = {node: i for i, node in enumerate(sides[1].structure.nodes)}
@@ -52,8 +58,9 @@ def first_difference(
             )
         done = theirs
     last = f" after {_where(done)}" if done is not None else ""
-    return f"First difference: the outputs{last}; every paired projection before them receives the same data. " + _constants_between(
-        sides, None, None
+    return (
+        f"First difference: the outputs{last}; every paired projection before them receives the same data. "
+        + _constants_between(sides, None, None)
     )
 
 
@@ -96,13 +103,28 @@ def _region(structure: Structure, place: Place | None) -> Counter[str]:
             continue
         name = getattr(node.target, "_opname", None)
         if name and name not in _SILENT:
-            numbers = [f"{a:g}" for a in _numbers(node.args)]
+            numbers = [f"{a:g}" for a in _numbers(args_of(node))]
             found[f"{name}({', '.join(numbers)})" if numbers else name] += 1
         stack.extend(tensor_arguments(node))
     return found
 
 
-_SILENT = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "clone", "alias", "unsqueeze", "squeeze", "slice", "reshape", "split", "_to_copy"}
+_SILENT = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "clone",
+    "alias",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "reshape",
+    "split",
+    "_to_copy",
+}
 
 
 def _numbers(args: Any) -> list[float]:

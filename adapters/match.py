@@ -22,6 +22,7 @@ from pyrosys.errors import InputError, StructureMismatch
 
 __all__ = ["match", "match_sides"]
 
+
 def match(
     source: Any,
     target: nn.Module,
@@ -78,14 +79,20 @@ def _sides(
         raise InputError(f"Expected the target to be a torch module, found {type(target).__name__}.")
     if isinstance(source, StructureCard):
         left: Side = CardSide(source)
-        others = as_inputs(target_inputs if target_inputs is not None else inputs if inputs is not None else left.probes)
+        others = as_inputs(
+            target_inputs if target_inputs is not None else inputs if inputs is not None else left.probes
+        )
         return left, ModuleSide(target, others[: len(left.probes)], target_output)
     if not isinstance(source, nn.Module):
-        raise InputError(f"Expected the source to be a torch module or a structure card, found {type(source).__name__}.")
+        raise InputError(
+            f"Expected the source to be a torch module or a structure card, found {type(source).__name__}."
+        )
     if inputs is None:
         inputs = getattr(source, "example_input_array", None)
         if inputs is None:
-            raise InputError(f"Expected inputs to run {type(source).__name__} on, found none. Pass a tuple or a dict of arguments.")
+            raise InputError(
+                f"Expected inputs to run {type(source).__name__} on, found none. Pass a tuple or a dict of arguments."
+            )
     probes = as_inputs(inputs)
     others = probes if target_inputs is None else as_inputs(target_inputs)
     if len(probes) != len(others):
@@ -119,7 +126,9 @@ def _structure(side: Side, probe: int = 0) -> Structure:
     return Structure(share_equal_work(side.capture(probe)))
 
 
-_ORDER_NOTE = "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
+_ORDER_NOTE = (
+    "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
+)
 
 
 def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Attempt":
@@ -350,11 +359,15 @@ def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dic
     """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`."""
     kept: list[Piece] = []
     for piece in steps:
-        twin = next((k for k in kept if k.source and piece.source and dataclasses.replace(k, source=piece.source) == piece), None)
+        twin = next(
+            (k for k in kept if k.source and piece.source and dataclasses.replace(k, source=piece.source) == piece),
+            None,
+        )
         if twin is None:
             kept.append(piece)
             continue
-        assert twin.source is not None and piece.source is not None
+        assert twin.source is not None
+        assert piece.source is not None
         a, b = state[twin.source], state[piece.source]
         if a.is_meta or b.is_meta or not torch.equal(a, b):
             raise StructureMismatch(
@@ -400,9 +413,7 @@ def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
     return chosen
 
 
-def _neutral_leftovers(
-    state: Any, structure: Structure, leftover: list[Place], uses: set[str]
-) -> dict[str, float]:
+def _neutral_leftovers(state: Any, structure: Structure, leftover: list[Place], uses: set[str]) -> dict[str, float]:
     """Source biases and gains that the target has no place for: allowed only while they are neutral."""
     zero: dict[str, float] = {}
     for place in leftover:
@@ -440,6 +451,8 @@ def _explain(source: Side, target: Side, structures: tuple[Structure, Structure]
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
     if best.refinement.agree:
-        return f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
+        return (
+            f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
+        )
     where = structural_difference(structures)
     return f"{source.name} and {target.name} do not have the same structure. {where}"

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
+from pyrosys.adapters.nodes import args_of, target_of
 from pyrosys.adapters.precision import wide
 
 __all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
@@ -40,33 +42,34 @@ _ALONG = {
 
 
 def _name(node: fx.Node) -> str:
-    return node.target._schema.name.split("::")[1] if hasattr(node.target, "_schema") else ""
+    return target_of(node)._schema.name.split("::")[1] if hasattr(target_of(node), "_schema") else ""
 
 
 def is_layout(node: fx.Node) -> bool:
     """Whether the node only moves elements (getitem on the parts of a split included)."""
     if node.target is operator.getitem:
-        parent = node.args[0]
+        parent = args_of(node)[0]
         return isinstance(parent, fx.Node) and is_layout(parent)
     return _name(node) in _LAYOUT
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    return hasattr(node.target, "tags") and torch.Tag.pointwise in node.target.tags
+    """Whether each element of the result depends on the elements at its own place only."""
+    return hasattr(target_of(node), "tags") and torch.Tag.pointwise in target_of(node).tags
 
 
 def tensor_arguments(node: fx.Node) -> list[fx.Node]:
     """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
     found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
+    map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
     return found
 
 
 def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     """Execute one node on the values that `lookup` gives, in float64."""
-    args = fx.node.map_arg(node.args, lookup)
-    kwargs = fx.node.map_arg(node.kwargs, lookup)
-    return node.target(*wide(args), **wide(kwargs))
+    args = map_arg(args_of(node), lookup)
+    kwargs = map_arg(node.kwargs, lookup)
+    return target_of(node)(*wide(args), **wide(kwargs))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -84,11 +87,13 @@ def _unbroadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _dims(node: fx.Node, rank: int) -> list[int] | None:
     """Dimensions along which an *along* operation works; all of them by default."""
     name = _name(node)
-    schema = [a.name for a in node.target._schema.arguments]
+    schema = [a.name for a in target_of(node)._schema.arguments]
     key = next((k for k in ("dim", "dims") if k in schema), None)
     if key is None:
         return list(range(rank))
-    value = node.kwargs.get(key, node.args[schema.index(key)] if schema.index(key) < len(node.args) else None)
+    value: Any = node.kwargs.get(
+        key, args_of(node)[schema.index(key)] if schema.index(key) < len(args_of(node)) else None
+    )
     if value is None and name in ("topk", "sort", "argsort", "kthvalue"):
         value = -1
     if value is None or (isinstance(value, (list, tuple)) and not value):
@@ -98,7 +103,7 @@ def _dims(node: fx.Node, rank: int) -> list[int] | None:
 
 
 def _layer_norm_dims(node: fx.Node, rank: int) -> list[int]:
-    return list(range(rank - len(node.args[1]), rank))
+    return list(range(rank - len(args_of(node)[1]), rank))
 
 
 def _along_dims(node: fx.Node, rank: int) -> list[int] | None:
@@ -112,19 +117,19 @@ def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     """Run a layout operation on sketches or indices instead of values."""
     name = _name(node)
     if name == "view_as_complex":
-        return lookup(node.args[0]).amax(-1)
+        return lookup(args_of(node)[0]).amax(-1)
     if name == "view_as_real":
-        x = lookup(node.args[0])
+        x = lookup(args_of(node)[0])
         return x.unsqueeze(-1).expand(*x.shape, 2)
     if name in ("_to_copy", "_conj", "resolve_conj"):
-        return lookup(node.args[0])
+        return lookup(args_of(node)[0])
     if name == "copy":
-        return lookup(node.args[1]).expand(_shape(lookup(node.args[0])))
+        return lookup(args_of(node)[1]).expand(_shape(lookup(args_of(node)[0])))
     if name == "constant_pad_nd":
-        return aten.constant_pad_nd.default(lookup(node.args[0]), node.args[1], 0)
-    args = fx.node.map_arg(node.args, lookup)
-    kwargs = fx.node.map_arg(node.kwargs, lookup)
-    return node.target(*args, **kwargs)
+        return aten.constant_pad_nd.default(lookup(args_of(node)[0]), args_of(node)[1], 0)
+    args = map_arg(args_of(node), lookup)
+    kwargs = map_arg(node.kwargs, lookup)
+    return target_of(node)(*args, **kwargs)
 
 
 def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: Callable[[fx.Node], Any]) -> Any:
@@ -142,12 +147,14 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
 
     result = value(node)
     if node.target is operator.getitem:
-        parts = sketch(node.args[0])
-        return parts[node.args[1]]
+        parts = sketch(args_of(node)[0])
+        return parts[args_of(node)[1]]
     if is_layout(node):
         return layout_result(node, lookup)
-    inputs = [a for a in tensor_arguments(node)]
-    shapes = [_shape(r) for r in result if isinstance(r, Tensor)] if isinstance(result, (tuple, list)) else [_shape(result)]
+    inputs = tensor_arguments(node)
+    shapes = (
+        [_shape(r) for r in result if isinstance(r, Tensor)] if isinstance(result, (tuple, list)) else [_shape(result)]
+    )
     sketches = [sketch(a) for a in inputs]
     outputs: list[Tensor]
     name = _name(node)
@@ -189,7 +196,11 @@ def _silent(value: Tensor, sketch: Tensor) -> Tensor | None:
 
 
 def _masked(
-    node: fx.Node, inputs: list[fx.Node], sketches: list[Tensor], value: Callable[[fx.Node], Any], shape: tuple[int, ...]
+    node: fx.Node,
+    inputs: list[fx.Node],
+    sketches: list[Tensor],
+    value: Callable[[fx.Node], Any],
+    shape: tuple[int, ...],
 ) -> Tensor:
     """Pointwise operations with which models mask: what a zero, a fill or an infinity covers has no influence."""
     total = sketches[0]
@@ -200,7 +211,7 @@ def _masked(
         del operand
         total = torch.where(covered, NONE, total)
     if _name(node) == "where":
-        condition, a, b = (inputs[0], node.args[1], node.args[2])
+        condition, a, b = (inputs[0], args_of(node)[1], args_of(node)[2])
         chosen = [sketches[inputs.index(x)] if isinstance(x, fx.Node) else torch.zeros(()) for x in (a, b)]
         if not bool((sketches[0] != NONE).any()):
             total = torch.where(value(condition), *chosen).expand(shape)
@@ -213,8 +224,8 @@ def _covers(
     """(covering input, where it makes the other inputs irrelevant) of a masking operation."""
     name = _name(node)
     covers = []
-    if name == "masked_fill" and isinstance(node.args[1], fx.Node):
-        covers.append((node.args[1], value(node.args[1]).bool()))
+    if name == "masked_fill" and isinstance(args_of(node)[1], fx.Node):
+        covers.append((args_of(node)[1], value(args_of(node)[1]).bool()))
     elif name == "mul":
         for a in inputs:
             silent = _silent(value(a), sketch(a))
@@ -249,12 +260,14 @@ def _max_product(a: Tensor, b: Tensor, silent_a: Tensor | None, silent_b: Tensor
 
 
 def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    pooled = torch.nn.functional.adaptive_max_pool2d(x, shapes[0][-2:]) if x.dim() >= 3 and len(shapes[0]) >= 3 else x.amax()
+    pooled = (
+        torch.nn.functional.adaptive_max_pool2d(x, shapes[0][-2:]) if x.dim() >= 3 and len(shapes[0]) >= 3 else x.amax()
+    )
     return [pooled.expand(shape) for shape in shapes]
 
 
 def _scattered(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Tensor:
-    x, dim, index, source = (lookup(a) if isinstance(a, fx.Node) else a for a in node.args[:4])
+    x, dim, index, source = (lookup(a) if isinstance(a, fx.Node) else a for a in args_of(node)[:4])
     if index.dim() == 1 and source.dim() != 1:
         shape = [-1 if d == dim % source.dim() else 1 for d in range(source.dim())]
         index = index.reshape(shape).expand(source.shape)
@@ -293,8 +306,12 @@ def backward_dependence(
         return [torch.where(value(node) == 0, NONE, total) if name in _SOFTMAX else total]
     if name in ("mm", "bmm"):
         silent = [None if sketch is None else _silent(value(a), sketch(a)) for a in inputs]
-        left = _max_product(first, torch.zeros_like(value(inputs[1])).mT, None, None if silent[1] is None else silent[1].mT)
-        right = _max_product(torch.zeros_like(value(inputs[0])).mT, first, None if silent[0] is None else silent[0].mT, None)
+        left = _max_product(
+            first, torch.zeros_like(value(inputs[1])).mT, None, None if silent[1] is None else silent[1].mT
+        )
+        right = _max_product(
+            torch.zeros_like(value(inputs[0])).mT, first, None if silent[0] is None else silent[0].mT, None
+        )
         by_input = {0: left, 1: right}
         found = []
         for a, shape in zip(wanted, shapes, strict=True):
@@ -312,8 +329,10 @@ def backward_dependence(
             for cover, covered in covers:
                 if cover is not a:
                     live = torch.where(covered, NONE, live)
-            if condition is not None and node.args[1] is not node.args[2]:
-                live = torch.where(condition, live if node.args[1] is a else NONE, live if node.args[2] is a else NONE)
+            if condition is not None and args_of(node)[1] is not args_of(node)[2]:
+                live = torch.where(
+                    condition, live if args_of(node)[1] is a else NONE, live if args_of(node)[2] is a else NONE
+                )
             found.append(_unbroadcast(live, shape))
         return found
     if is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
@@ -358,7 +377,9 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
     moved = layout_result(node, lambda a: index[a])
     flat = torch.zeros(offset, dtype=torch.float64)
     # A tuple of parts may end early: parts that nothing reads are not reached.
-    for numbers, part in zip(*((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=False):
+    for numbers, part in zip(
+        *((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=False
+    ):
         if part is not None:
             flat.scatter_reduce_(0, numbers.reshape(-1), part.reshape(-1), "amax")
     return [flat[index[a].reshape(-1)].reshape(index[a].shape) for a in wanted]

@@ -122,7 +122,13 @@ class Piece:
         assert self.source is not None
         axes = tuple(Axis(a.length, a.source, a.target) for a in self.axes)
         inverse = Piece(
-            self.source, self.target, self.source_offset, self.target_offset, axes, 1 / self.scale, -self.shift / self.scale
+            self.source,
+            self.target,
+            self.source_offset,
+            self.target_offset,
+            axes,
+            1 / self.scale,
+            -self.shift / self.scale,
         )
         return inverse.simplified()
 

