@@ -275,7 +275,12 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     """`Plan.verify` for modules and probes that were not those of `match`."""
     if not isinstance(source, nn.Module) or not isinstance(target, nn.Module):
         raise VerificationError("Expected two modules to verify a plan on; a card or a name cannot be run here.")
-    probes: list[Inputs] = as_inputs(inputs if inputs is not None else source.example_input_array)
+    given = inputs if inputs is not None else getattr(source, "example_input_array", None)
+    if given is None:
+        raise VerificationError(
+            "A plan read from a file holds no probes. Pass inputs: plan.verify(source, target, inputs)."
+        )
+    probes: list[Inputs] = as_inputs(given)
     others = as_inputs(target_inputs) if target_inputs is not None else probes
     left, right = (
         ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
