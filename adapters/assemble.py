@@ -211,12 +211,14 @@ def _contracted_links(
     joined = torch.cat([left, right])
     origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
     side = torch.cat([torch.zeros(len(left), dtype=torch.int64), torch.ones(len(right), dtype=torch.int64)])
-    parents = torch.unique(origins, return_inverse=True)[1]
-    groups = group_by_numbers(parents, joined, side, equal_counts=True)
+    silent = torch.cat([_silent_columns(target, place), _silent_columns(source, other_place)])
+    parents = torch.unique(torch.stack([origins, silent], 1), dim=0, return_inverse=True)[1]
+    groups, _ = group_by_numbers(parents, joined, side)
     a, b = groups[: len(left)], groups[len(left) :]
     count = int(groups.max()) + 1
     counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)
     uneven = (counts_a != counts_b) & (counts_a > 0) & (counts_b > 0)
+    uneven[groups[silent != 0]] = False  # a column that is always zero may be dropped
     if bool(uneven.any()):
         return None
     rank_a, rank_b = rank_within(a), rank_within(b)
@@ -238,6 +240,13 @@ def _column_origins(side: Colouring, place: Place) -> Tensor:
     if sketch is None:
         sketch = torch.zeros(geometry.data.meta["shape"], dtype=torch.float64)
     return geometry.data_grid(sketch).amax((0, 1))
+
+
+def _silent_columns(side: Colouring, place: Place) -> Tensor:
+    """1 for each contracted position that meets zeros only."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    data = geometry.data_grid(side.records[place.node]["data"].detach())
+    return (data == 0).all(1).all(0).to(torch.float64)
 
 
 def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tensor:

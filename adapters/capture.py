@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
 from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
+from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.errors import CaptureError, PyrosysError
 
@@ -36,6 +38,7 @@ __all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet
 
 OutputSelector = Callable[[Any], Any]
 aten = torch.ops.aten
+_CORE = core_aten_decompositions()
 
 
 class Inputs:
@@ -181,6 +184,8 @@ class _Memory:
 
 class Traced(torch.Tensor):
     """A tensor that depends on a parameter: a graph node and, for shape rules, an inner tensor (on meta if symbolic)."""
+
+    __module__ = "torch"  # libraries ask the class for its module to find out whose tensor it is
 
     held: Tensor
     memory: _Memory
@@ -340,6 +345,9 @@ class _Recorder(TorchDispatchMode):
                 result = DECOMPOSITIONS[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        elif not is_known(func) and func in _CORE:
+            with self:
+                return _CORE[func](*args, **kwargs)
         if func._schema.is_mutable:
             return self.mutate(func, args, kwargs)
         if self.symbolic and func in _LOOKS_AT_VALUES:
@@ -571,15 +579,18 @@ def _settled(model: nn.Module, inputs: Inputs, output: OutputSelector | None, in
 def _with_or_without_numbers(
     model: nn.Module, inputs: Inputs, output: OutputSelector | None, derived: frozenset[str], in_float64: bool
 ) -> Capture:
+    on_meta = any(p.is_meta for p in model.parameters())
     try:
         return _capture(model, inputs, output, derived, symbolic=True, in_float64=in_float64)
-    except _NeedsNumbers:
-        pass
-    if any(p.is_meta for p in model.parameters()):
-        raise CaptureError(
-            "The model's control flow looks at the values of activations, so it cannot be recorded while its parameters are on "
-            "meta. Load or initialise its weights first."
-        )
+    except _NeedsNumbers as error:
+        if on_meta:
+            raise CaptureError(
+                "The model's control flow looks at the values of activations, so it cannot be recorded while its parameters "
+                "are on meta. Load or initialise its weights first."
+            ) from error
+    except CaptureError:
+        if on_meta:
+            raise
     return _capture(model, inputs, output, derived, symbolic=False, in_float64=in_float64)
 
 

@@ -211,3 +211,9 @@ def _with_integer_indices(indices: list[Tensor | None], apply: Callable[[list[Te
         else:
             found.append(index)
     return apply(found)
+
+
+@_register(aten.glu.default)
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    value, gate = x.chunk(2, dim)
+    return value * gate.sigmoid()

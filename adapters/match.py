@@ -134,15 +134,13 @@ _ORDER_NOTE = (
 def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Attempt":
     """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
-    for salt, (use_numbers, patient) in enumerate(((True, False), (True, True), (False, False), (False, True))):
-        if patient and best is not None and not best.refinement.settled:
-            continue
+    for salt, use_numbers in enumerate((True, True, False)):
         for anonymous in (False, True):
-            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, patient=patient)
+            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous)
             if attempt.refinement.agree:
                 order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
                 if order is not None:
-                    attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, order=order, patient=patient)
+                    attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, order=order)
                 elif anonymous and attempt.complete:
                     continue
             if attempt.refinement.agree and attempt.complete:
@@ -192,7 +190,6 @@ def _attempt(
     use_numbers: bool = True,
     anonymous: bool = False,
     order: Tensor | None = None,
-    patient: bool = False,
 ) -> _Attempt:
     def colourings(pair: tuple[Structure, Structure], number: int) -> tuple[Colouring, Colouring]:
         seeds = _seeds(pair[0], anonymous, number)
@@ -211,7 +208,7 @@ def _attempt(
                 mine.under(first)
         return further + pairs
 
-    refinement = refine(sides, use_numbers=use_numbers, patient=patient)
+    refinement = refine(sides, use_numbers=use_numbers)
     if refinement.agree:
         for side in sides:
             side.run()

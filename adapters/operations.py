@@ -40,6 +40,13 @@ _ALONG = {
     "logcumsumexp", "sort", "argsort", "topk", "argmax", "argmin", "any", "all", "renorm", "kthvalue",
 }  # fmt: skip
 
+_PRODUCTS = {"mm", "bmm", "convolution"}
+
+_OTHER = {
+    "native_layer_norm", "where", "masked_fill", "clamp", "scatter_add", "scatter_reduce", "index_add",
+    "max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "_local_scalar_dense", "item",
+}  # fmt: skip
+
 
 def _name(node: fx.Node) -> str:
     return target_of(node)._schema.name.split("::")[1] if hasattr(target_of(node), "_schema") else ""
@@ -56,6 +63,12 @@ def is_layout(node: fx.Node) -> bool:
 def is_pointwise(node: fx.Node) -> bool:
     """Whether each element of the result depends on the elements at its own place only."""
     return hasattr(target_of(node), "tags") and torch.Tag.pointwise in target_of(node).tags
+
+
+def is_known(operation: Any) -> bool:
+    """Whether an ATen operation is of one of the kinds above, so that nothing is gained by taking it apart."""
+    name = operation._schema.name.split("::")[1]
+    return torch.Tag.pointwise in operation.tags or name in _LAYOUT | _ALONG | _PRODUCTS | _OTHER
 
 
 def tensor_arguments(node: fx.Node) -> list[fx.Node]:

@@ -1,10 +1,11 @@
 """Give the elements of two models common colours until colours tell all elements apart.
 
-Both models are coloured in step. After each round, elements of either model get one colour exactly if their old colour,
-their sketch and, within a tolerance, their numbers agree. Where colours no longer change but elements still share one (the
-hidden units of a layer may be permuted without any effect), one representative order is chosen: the order in which each
-model stores them. That is sound only if the models agree afterwards, which is checked: if the choice splits the models'
-colours apart, it is taken back, and made again for one place at a time.
+Both models are coloured in step. After each round, elements of either model get one colour exactly if their old colour and
+their sketch agree, and their numbers as far as the noise in them tells. Where colours no longer change but elements still
+share one (the hidden units of a layer may be permuted without any effect), an order is chosen: the order in which each model
+stores them. A choice is kept only if both models still show the same colours afterwards. First all orders are chosen at
+once; if that splits the models apart, only the first element of each class is told from the rest (individualisation, as in
+McKay's canonical labelling), which reveals more, and the rest is tried again; at last one place at a time.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Place, S
 __all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
 
 _ROUNDS = 12
+_FEATURES = {"contract", "look up"}
 
 
 @dataclasses.dataclass
@@ -28,37 +30,27 @@ class Refinement:
         agree: whether both models show the same set of colours.
         settled: whether they did before any order was chosen.
         rounds: rounds run.
-        ordered: places whose equal-coloured features were told apart by storage order, per side.
     """
 
     agree: bool
     settled: bool
     rounds: int
-    ordered: list[set[Place]]
 
 
-def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, patient: bool = False) -> Refinement:
+def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True) -> Refinement:
     """Refine until every element has a colour of its own in its place, or nothing more can be told apart.
 
     Args:
         sides: the two models under colours.
         use_numbers: whether the numeric stream counts; without it models that differ in a constant can still be paired,
             to find out where they differ.
-        patient: when one order for all places does not work, find one place by place.
     """
     refiner = _Refiner(sides, use_numbers)
     refiner.settle()
-    settled = refiner.agree()
+    settled = refiner.equal_colours()
     if settled:
-        refiner.order_first_place()
-        start = refiner.save()
-        refiner.order_everything()
-        refiner.order_units()
-        refiner.order_everything()
-        if patient and not refiner.agree():
-            refiner.load(start)
-            refiner.order_one_by_one()
-    return Refinement(settled and refiner.agree(), settled, refiner.rounds, refiner.ordered)
+        refiner.choose_orders()
+    return Refinement(settled and refiner.agree(), settled, refiner.rounds)
 
 
 class _Refiner:
@@ -67,7 +59,7 @@ class _Refiner:
         self.use_numbers = use_numbers
         self.rounds = 0
         self.count = 0
-        self.ordered: list[set[Place]] = [set(), set()]
+        self.conflicts = 0
 
     # State
 
@@ -100,7 +92,11 @@ class _Refiner:
         if self.use_numbers:
             sizes = [sum(p.colour.numel() for p in side) for side in pieces]
             side_of = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
-            groups = group_by_numbers(groups, numbers, side_of)
+            groups, conflicting = group_by_numbers(groups, numbers, side_of)
+            features = torch.cat(
+                [torch.full_like(p.colour, p.place.kind in _FEATURES) for side in pieces for p in side]
+            )
+            self.conflicts = len(torch.unique(groups[conflicting & features.bool()]))
         self.count = int(groups.max()) + 1 if groups.numel() else 0
         colours = torch.where(torch.cat([p.live for side in pieces for p in side]), mix(groups, 77), DEAD)
         at = 0
@@ -117,39 +113,65 @@ class _Refiner:
 
     # Orders
 
-    def order_first_place(self) -> None:
-        """Tell the features of the earliest undecided place apart, so that numbers are no longer degenerate downstream."""
-        shared = self._orderable()
-        for place in self.sides[0].structure.places:
-            if place.kind == "elements":
-                continue
-            undecided = _repeated(self.sides[0].families[place].features)
-            colours = {int(c) for c in undecided} & shared
-            if colours:
-                self._order(colours, {place.kind})
-                self.settle()
-                return
-
-    def order_everything(self) -> None:
-        for kinds in ({"contract", "look up"}, {"elements"}):
-            for _ in range(_ROUNDS):
-                colours = self._orderable(kinds)
-                if not colours:
+    def choose_orders(self) -> None:
+        """Tell the features of every place apart, then the elements of biases and gains."""
+        # Numbers downstream are degenerate while all features of the first place are alike.
+        first = self._first_undecided(self._orderable(_FEATURES))
+        if not self._try(first, whole=True) and self.conflicts and not self._try(first, whole=False):
+            return
+        refused: set[int] = set()
+        while True:
+            classes = self._orderable(_FEATURES) - refused
+            if not classes:
+                if not (self._order_units() or self._tell_one_apart(refused)):
                     break
-                self._order(colours, kinds)
-                self.settle()
+            elif not (self._try(classes, whole=True) or self._try(classes, whole=False)):
+                one = self._first_undecided(classes)
+                if not (self._try(one, whole=True) or self._try(one, whole=False)):
+                    refused |= one
+        for _ in range(_ROUNDS):
+            colours = self._orderable({"elements"})
+            if not colours:
+                break
+            self._order(colours, {"elements"})
+            self.settle()
 
-    def order_units(self) -> None:
+    def _try(self, colours: set[int], *, whole: bool) -> bool:
+        """Order features of these colours, all of them or the first against the rest; taken back if the models then differ."""
+        if not colours:
+            return False
+        before, conflicts = self.save(), self.conflicts
+        self._order(colours, _FEATURES, only_first=not whole)
+        return self._accept(before, conflicts)
+
+    def _accept(self, before: list[dict[Place, Family]], conflicts: int) -> bool:
+        """Settle, and keep the outcome if the models still show the same colours; go back otherwise."""
+        self.settle()
+        if self.equal_colours() and (self.conflicts == 0 or self.conflicts < conflicts):
+            return True
+        self.load(before)
+        self.conflicts = conflicts
+        return False
+
+    def _first_undecided(self, colours: set[int]) -> set[int]:
+        """Those of the colours that occur in the earliest place where any does."""
+        for place in self.sides[0].structure.places:
+            if place.kind in _FEATURES:
+                mine = colours & set(_repeated(self.sides[0].families[place].features).tolist())
+                if mine:
+                    return mine
+        return set()
+
+    def _order_units(self) -> bool:
         """Tell equal branches apart (parallel experts): whole places, or groups of one, that share their colours."""
-        found = [
-            torch.cat(list(_units(side, {"contract"})) or [torch.zeros(0, dtype=torch.int64)]) for side in self.sides
+        sizes = [self._sizes(side, {"contract"}) for side in self.sides]
+        colours = [
+            c for c, found in sizes[0].items() if len(found) > 1 and sorted(sizes[1].get(c, [])) == sorted(found)
         ]
-        (left, left_counts), (right, right_counts) = (torch.unique(f, return_counts=True) for f in found)
-        if not torch.equal(left, right):
-            return
-        shared = left[(left_counts == right_counts) & (left_counts > 1) & (left != DEAD)]
-        if not len(shared):
-            return
+        if not colours:
+            return False
+        shared = torch.tensor(colours)
+        before, conflicts, count = self.save(), self.conflicts, self.count
         for side in self.sides:
             seen: dict[int, int] = {}
             families = dict(side.families)
@@ -167,52 +189,71 @@ class _Refiner:
                     unit[mine] = mix(unit[mine], number, 56)
                 families[place] = Family(units.reshape(family.features.shape), family.rows)
             side.families = families
-        self.count = 0
-        self.settle()
+        return self._accept(before, conflicts) and self.count > count
 
-    def order_one_by_one(self) -> None:
-        """One place after the other, taking back an order that splits the models apart."""
-        refused: set[int] = set()
-        budget = 4 * len(self.sides[0].structure.places)
-        while budget:
-            budget -= 1
-            shared = self._orderable({"contract", "look up"}) - refused
-            target = None
-            for place in self.sides[0].structure.places:
-                if place.kind != "elements":
-                    mine = [
-                        int(c) for c in _repeated(self.sides[0].families[place].features).tolist() if int(c) in shared
-                    ]
-                    if mine:
-                        target = mine[0]
-                        break
-            if target is None:
-                break
-            before = self.save()
-            self._order({target}, {"contract", "look up"}, only_first=True)
-            self.settle()
-            if not self.agree():
-                self.load(before)
-                refused.add(target)
-        self.order_everything()
+    def _tell_one_apart(self, refused: set[int]) -> bool:
+        """Individualise one element of a class that the models divide among places differently (fused and split)."""
+        for colour in self._undecided() - refused:
+            anchored, other = sorted((0, 1), key=lambda side: -len(self._holders(side, colour)))
+            anchors, others = self._holders(anchored, colour), self._holders(other, colour)
+            starts = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
+            place, at = anchors[0]
+            before, conflicts = self.save(), self.conflicts
+            for candidate, positions in others:
+                for start in sorted(s for s in starts if s < len(positions)):
+                    self._mark(anchored, place, int(at[0]))
+                    self._mark(other, candidate, int(positions[start]))
+                    if self._accept(before, conflicts):
+                        return True
+            refused.add(colour)
+        return False
+
+    def _undecided(self) -> set[int]:
+        """Colours of several features, as many in one model as in the other."""
+        found = []
+        for side in self.sides:
+            every = [f.features.reshape(-1) for p, f in side.families.items() if p.kind in _FEATURES]
+            colours, sizes = torch.unique(torch.cat(every), return_counts=True)
+            found.append({c: n for c, n in zip(colours.tolist(), sizes.tolist(), strict=True) if n > 1 and c != DEAD})
+        return {c for c, n in found[0].items() if found[1].get(c) == n}
+
+    def _holders(self, side: int, colour: int) -> list[tuple[Place, Tensor]]:
+        """Places with features of a colour, in order of execution, and where in them these are."""
+        found = []
+        for place, family in self.sides[side].families.items():
+            if place.kind in _FEATURES:
+                at = torch.nonzero(family.features.reshape(-1) == colour).reshape(-1)
+                if len(at):
+                    found.append((place, at))
+        return found
+
+    def _mark(self, side: int, place: Place, position: int) -> None:
+        """Give one feature a colour of its own."""
+        family = self.sides[side].families[place]
+        features = family.features.clone()
+        features.reshape(-1)[position] = mix(features.reshape(-1)[position], 57)
+        self.sides[side].families = dict(self.sides[side].families) | {place: Family(features, family.rows)}
+        self.count = 0
 
     def _orderable(self, kinds: set[str] | None = None) -> set[int]:
         """Colours shared by several elements of one place, with the same numbers of elements per place on both sides."""
-        counts: list[dict[int, list[int]]] = []
-        for side in self.sides:
-            found: dict[int, list[int]] = {}
-            for unit in _units(side, kinds):
-                values, sizes = torch.unique(unit, return_counts=True)
-                many = (sizes > 1) & (values != DEAD)
-                for value, size in zip(values[many].tolist(), sizes[many].tolist(), strict=True):
-                    found.setdefault(value, []).append(size)
-            counts.append(found)
-        left, right = counts
-        return {colour for colour, sizes in left.items() if sorted(right.get(colour, [])) == sorted(sizes)}
+        left, right = (self._sizes(side, kinds) for side in self.sides)
+        many = {colour: sorted(sizes) for colour, sizes in left.items() if max(sizes) > 1}
+        return {colour for colour, sizes in many.items() if sorted(right.get(colour, [])) == sizes}
+
+    def _sizes(self, side: Colouring, kinds: set[str] | None) -> dict[int, list[int]]:
+        """For each colour, how many elements have it in every unit where any has."""
+        found: dict[int, list[int]] = {}
+        for unit in _units(side, kinds):
+            colours, sizes = torch.unique(unit, return_counts=True)
+            for colour, size in zip(colours.tolist(), sizes.tolist(), strict=True):
+                if colour != DEAD:
+                    found.setdefault(colour, []).append(size)
+        return found
 
     def _order(self, colours: set[int], kinds: set[str], only_first: bool = False) -> None:
         wanted = torch.tensor(sorted(colours))
-        for index, side in enumerate(self.sides):
+        for side in self.sides:
             families = dict(side.families)
             for place, family in side.families.items():
                 if place.kind not in kinds:
@@ -226,11 +267,15 @@ class _Refiner:
                     rank = (rank > 0).to(torch.int64)
                 units = torch.where(mine, mix(units, rank, 55), units)
                 families[place] = Family(units.reshape(family.features.shape), family.rows)
-                self.ordered[index].add(place)
             side.families = families
         self.count = 0
 
     def agree(self) -> bool:
+        """Whether both models show the same colours, and no numbers speak against it."""
+        return self.equal_colours() and not self.conflicts
+
+    def equal_colours(self) -> bool:
+        """Whether both models show the same colours."""
         left, right = (_all_colours(side) for side in self.sides)
         return torch.equal(left, right)
 
@@ -307,54 +352,68 @@ def _piece(
     )
 
 
-def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor, *, equal_counts: bool = False) -> Tensor:
-    """Split groups by numbers, as finely as both models bear.
+def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """Split groups by numbers, as finely as the noise in them allows.
 
-    Rounding moves numbers by an amount that depends on the model, so there is no one tolerance: each group is split at the
-    finest tolerance at which every part still has members on both sides.
+    Rounding moves numbers by an amount that depends on the model and on the depth, so there is no one tolerance. In each
+    group the noise is measured: it is the largest distance from a number of either model to the nearest of the other. A gap
+    that is several times as wide separates elements; a narrower one does not. Every part so found has members of both models.
+    Where the noise is above `_CONFLICT`, either the models differ in substance or their numbers are degenerate (a norm of
+    equal features); then the group stays whole.
 
     Args:
         parents: group of each element.
         numbers: (element, signature).
         side: 0 or 1, the model that the element belongs to.
-        equal_counts: ask for as many members on either side, not just for one.
+
+    Returns:
+        The finer group of each element, and whether its numbers are in conflict.
     """
-    result = torch.full_like(parents, -1)
-    rest = torch.arange(len(parents))
-    offset = 0
-    for position, tolerance in enumerate(_TOLERANCES):
-        mine, own = parents[rest], side[rest]
-        sub = _split(mine, numbers[rest], tolerance)
-        count = int(sub.max()) + 1 if len(sub) else 0
-        left, right = (torch.bincount(sub[own == s], minlength=count) for s in (0, 1))
-        uneven = (left != right) if equal_counts else (left == 0) | (right == 0)
-        bad_parents = torch.zeros(int(parents.max()) + 1 if len(parents) else 0, dtype=torch.bool)
-        bad_parents[mine[uneven[sub]]] = True
-        good = ~bad_parents[mine]
-        if position == len(_TOLERANCES) - 1:
-            good = torch.ones_like(good)
-        result[rest[good]] = sub[good] + offset
-        offset += count
-        rest = rest[~good]
-        if not len(rest):
-            break
-    return torch.unique(result, return_inverse=True)[1]
-
-
-_TOLERANCES = (1e-9, 1e-7, 1e-5, 1e-3, 1e-5)
-"""Tried in turn; the last one settles what none could."""
-
-
-def _split(groups: Tensor, numbers: Tensor, tolerance: float) -> Tensor:
-    """Groups split where sorted numbers have a gap above the tolerance, one signature column after the other."""
+    groups = torch.unique(parents, return_inverse=True)[1]
+    conflicting = torch.zeros(len(groups), dtype=torch.bool)
     for column in range(numbers.shape[1]):
-        values = numbers[:, column]
-        by_value = torch.argsort(values, stable=True)
-        order = by_value[torch.argsort(groups[by_value], stable=True)]
-        sorted_groups, sorted_values = groups[order], values[order]
-        new = torch.ones_like(sorted_groups, dtype=torch.bool)
-        gap = (sorted_values[1:] - sorted_values[:-1]) > tolerance
-        new[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | gap
-        groups = torch.empty_like(groups)
-        groups[order] = torch.cumsum(new.to(torch.int64), 0) - 1
-    return groups
+        groups, in_conflict = _split(groups, numbers[:, column], side)
+        conflicting |= in_conflict
+    return groups, conflicting
+
+
+_FINEST = 1e-10
+_CONFLICT = 1e-2
+_CLEAR = 4.0  # gaps this many times as wide as the noise separate
+
+
+def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups split by one column of numbers, and which elements are in conflict."""
+    if not len(groups):
+        return groups, torch.zeros(0, dtype=torch.bool)
+    by_value = torch.argsort(values, stable=True)
+    order = by_value[torch.argsort(groups[by_value], stable=True)]
+    group, value, own = groups[order], values[order], side[order]
+    count = int(group[-1]) + 1
+    noise = torch.zeros(count, dtype=torch.float64).scatter_reduce_(
+        0, group, _distance_to_other(group, value, own), "amax"
+    )
+    noise = torch.where(torch.isfinite(noise), noise, 0.0)  # a group of one model only has nothing to differ from
+    conflict = noise > _CONFLICT
+    limit = torch.where(conflict, torch.inf, (_CLEAR * noise).clamp(min=_FINEST))
+    new = torch.ones_like(group, dtype=torch.bool)
+    new[1:] = (group[1:] != group[:-1]) | (value[1:] - value[:-1] > limit[group[1:]])
+    part = torch.cumsum(new.to(torch.int64), 0) - 1
+    result = torch.empty_like(part)
+    result[order] = part
+    return result, conflict[groups]
+
+
+def _distance_to_other(group: Tensor, value: Tensor, side: Tensor) -> Tensor:
+    """Distance of each number to the nearest one of the other model in its group, for numbers sorted within groups."""
+    position = torch.arange(len(group))
+    nearest = torch.full_like(value, torch.inf)
+    for other in (0, 1):
+        mine = side != other
+        before = torch.cummax(torch.where(side == other, position, -1), 0).values
+        after = torch.where(side == other, position, len(group)).flip(0).cummin(0).values.flip(0)
+        for neighbour in (before, after):
+            inside = neighbour.clamp(0, len(group) - 1)
+            fits = mine & (neighbour >= 0) & (neighbour < len(group)) & (group[inside] == group)
+            nearest = torch.where(fits, torch.minimum(nearest, (value[inside] - value).abs()), nearest)
+    return nearest

@@ -85,7 +85,7 @@ def run(model: nn.Module, probe: Any, select: Callable[[Any], Any] | None) -> li
 
 
 def port(pair: Pair, source: nn.Module, target: nn.Module) -> None:
-    """Match the two, and load what the plan makes of the source's state into the target, strictly."""
+    """Match the two, and load what the plan makes of the source's state into the target, strictly; both end in the precision."""
     plan = match(
         source,
         target,
@@ -94,13 +94,12 @@ def port(pair: Pair, source: nn.Module, target: nn.Module) -> None:
         source_output=pair.source_output,
         target_output=pair.target_output,
     )
-    target.load_state_dict(plan.apply(source.state_dict()))
+    target.to(pair.precision).load_state_dict(plan.apply(source.to(pair.precision).state_dict()))
 
 
 def assert_same_function(pair: Pair, source: nn.Module, target: nn.Module) -> None:
     """Compare the two on examples that no plan has seen."""
     with numbers_in(pair.precision), torch.no_grad():
-        source, target = source.to(pair.precision), target.to(pair.precision)
         for seed in (1, 2):
             expected = run(source, pair.inputs(seed), pair.source_output)
             found = run(target, (pair.target_inputs or pair.inputs)(seed), pair.target_output)
