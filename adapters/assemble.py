@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from pyrosys.adapters.colour import DEAD, Colouring, Contraction, Place, mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
-from pyrosys.adapters.refine import group_by_numbers, rank_within
+from pyrosys.adapters.refine import rank_within
 from pyrosys.errors import StructureMismatch
 
 __all__ = ["Assembly", "assemble"]
@@ -208,29 +208,97 @@ def _contracted_links(
     at, other_at = target.structure.places.index(place), source.structure.places.index(other_place)
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
-    joined = torch.cat([left, right])
     origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
-    side = torch.cat([torch.zeros(len(left), dtype=torch.int64), torch.ones(len(right), dtype=torch.int64)])
     silent = torch.cat([_silent_columns(target, place), _silent_columns(source, other_place)])
-    parents = torch.unique(torch.stack([origins, silent], 1), dim=0, return_inverse=True)[1]
-    groups, _ = group_by_numbers(parents, joined, side)
-    a, b = groups[: len(left)], groups[len(left) :]
-    count = int(groups.max()) + 1
+    group = torch.unique(torch.stack([origins, silent], 1), dim=0, return_inverse=True)[1]
+    a, b = group[: len(left)], group[len(left) :]
+    count = int(group.max()) + 1
     counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)
     uneven = (counts_a != counts_b) & (counts_a > 0) & (counts_b > 0)
-    uneven[groups[silent != 0]] = False  # a column that is always zero may be dropped
-    if bool(uneven.any()):
+    dropped = torch.zeros(count, dtype=torch.bool)
+    dropped[group[silent != 0]] = True  # columns that are always zero pair in order, and those left over are dropped
+    if bool((uneven & ~dropped).any()):
         return None
-    rank_a, rank_b = rank_within(a), rank_within(b)
-    many = max(int(rank_a.max()), int(rank_b.max())) + 1
-    key_a, key_b = a * many + rank_a, b * many + rank_b
-    sorted_b, order_b = torch.sort(key_b)
-    found_at = torch.searchsorted(sorted_b, key_a).clamp(max=len(sorted_b) - 1)
-    hit = sorted_b[found_at] == key_a
-    if not bool(hit.any()):
+    shared = (counts_a > 0) & (counts_b > 0)
+    by_rank = shared & dropped
+    first, other_first = _rank_pairs(torch.nonzero(by_rank[a]).reshape(-1), torch.nonzero(by_rank[b]).reshape(-1), a, b)
+    by_data = shared & ~dropped
+    found = _nearest_pairs(
+        torch.nonzero(by_data[a]).reshape(-1), torch.nonzero(by_data[b]).reshape(-1), a, b, left, right
+    )
+    if found is None or len(first) + len(found[0]) == 0:
         return None
-    ambiguous = torch.nonzero(counts_a[a] > 1).reshape(-1)
-    return torch.nonzero(hit).reshape(-1), order_b[found_at[hit]], ambiguous
+    alike = torch.zeros(len(left), dtype=torch.bool)
+    alike[found[2]] = True
+    alike |= by_rank[a] & (counts_a[a] > 1)
+    return torch.cat([first, found[0]]), torch.cat([other_first, found[1]]), torch.nonzero(alike).reshape(-1)
+
+
+def _rank_pairs(mine: Tensor, theirs: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of equal group paired by order, as many as both have."""
+    rank_a, rank_b = rank_within(a[mine]), rank_within(b[theirs])
+    many = int(max(rank_a.max() if len(mine) else 0, rank_b.max() if len(theirs) else 0)) + 1
+    key_a, key_b = a[mine] * many + rank_a, b[theirs] * many + rank_b
+    sorted_b, order = torch.sort(key_b)
+    at = torch.searchsorted(sorted_b, key_a).clamp(max=max(len(sorted_b) - 1, 0))
+    hit = sorted_b[at] == key_a if len(sorted_b) else torch.zeros_like(key_a, dtype=torch.bool)
+    return mine[hit], theirs[order[at[hit]]]
+
+
+_DIRECTIONS = 12
+_FAR = 1e-2
+
+
+def _nearest_pairs(
+    mine: Tensor, theirs: Tensor, a: Tensor, b: Tensor, left: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Pair positions of equal group by nearest signatures.
+
+    On a random line both models' positions come in the same order, except where noise swaps close neighbours; those are
+    tried again on another line.
+
+    Returns:
+        Paired positions, and those of `mine` that have a double; None when some have no counterpart.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    generator = torch.Generator().manual_seed(0)
+    doubles = torch.zeros(0, dtype=torch.int64)
+    limit = 0.0
+    for number in range(_DIRECTIONS):
+        line = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)
+        my_order, their_order = _by_group(a[mine], left[mine] @ line), _by_group(b[theirs], right[theirs] @ line)
+        mine, theirs = mine[my_order], theirs[their_order]
+        distance = (left[mine] - right[theirs]).abs().amax(1)
+        if number == 0:
+            limit = min(max(1e-9, 64 * float(distance.median())), _FAR) if len(distance) else _FAR
+            doubles = _doubles(a[mine], left[mine], limit)
+            doubles = mine[doubles]
+        near = distance <= limit
+        pairs.append((mine[near], theirs[near]))
+        mine, theirs = mine[~near], theirs[~near]
+        if not len(mine):
+            break
+    if len(mine):
+        return None
+    return torch.cat([p for p, _ in pairs]), torch.cat([p for _, p in pairs]), doubles
+
+
+def _by_group(group: Tensor, value: Tensor) -> Tensor:
+    """The order by group, and by value within one."""
+    by_value = torch.argsort(value, stable=True)
+    return by_value[torch.argsort(group[by_value], stable=True)]
+
+
+def _doubles(group: Tensor, signature: Tensor, limit: float) -> Tensor:
+    """Positions, sorted along a line, whose signature another one nearby has as well."""
+    found = torch.zeros(len(group), dtype=torch.bool)
+    for step in (1, 2, 3):
+        if len(group) > step:
+            same = group[step:] == group[:-step]
+            near = same & ((signature[step:] - signature[:-step]).abs().amax(1) <= limit)
+            found[step:] |= near
+            found[:-step] |= near
+    return found
 
 
 def _column_origins(side: Colouring, place: Place) -> Tensor:

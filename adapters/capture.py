@@ -547,7 +547,7 @@ def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], fr
     return tensors, ties, frozenset(buffers)
 
 
-def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None = None) -> Capture:
+def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None = None, frozen: bool = False) -> Capture:
     """Record `model(*inputs.args, **inputs.kwargs)`.
 
     A persistent buffer that is only a table, which the model first combines with positions or other constants (rotary
@@ -558,21 +558,25 @@ def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None =
         model: any module; it runs in evaluation mode and is left as it was. Its parameters may be on meta.
         inputs: real arguments.
         output: from the model's output to the tensor or tensors that count; default: all floating-point ones.
+        frozen: take every buffer for a constant.
 
     Raises:
         CaptureError: the model does not run on these inputs, or does something that a graph cannot express.
     """
     try:
-        return _settled(model, inputs, output, in_float64=True)
+        return _settled(model, inputs, output, frozen, in_float64=True)
     except CaptureError:
-        return _settled(model, inputs, output, in_float64=False)
+        return _settled(model, inputs, output, frozen, in_float64=False)
 
 
-def _settled(model: nn.Module, inputs: Inputs, output: OutputSelector | None, in_float64: bool) -> Capture:
+def _settled(
+    model: nn.Module, inputs: Inputs, output: OutputSelector | None, frozen: bool, in_float64: bool
+) -> Capture:
     """A capture in which derived buffers are constants."""
     captured = _with_or_without_numbers(model, inputs, output, frozenset(), in_float64)
     buffers = dict(model.named_buffers())
-    derived = frozenset(n for n in _derived_buffers(captured) if not buffers[n].is_meta)
+    found = captured.buffers if frozen else _derived_buffers(captured)
+    derived = frozenset(n for n in found if not buffers[n].is_meta)
     return _with_or_without_numbers(model, inputs, output, derived, in_float64) if derived else captured
 
 
@@ -595,10 +599,10 @@ def _with_or_without_numbers(
 
 
 def _derived_buffers(captured: Capture) -> frozenset[str]:
-    """Buffers that meet a constant tensor, or a wave function, before they meet the data."""
+    """Buffers of one number, and those that meet a constant tensor, or a wave function, before they meet the data."""
     waves = {aten.cos.default, aten.sin.default, aten.exp.default}
     origin: dict[fx.Node, set[str]] = {}
-    derived: set[str] = set()
+    derived = {name for name in captured.buffers if torch.Size(captured.tensors[name]).numel() == 1}
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             origin[node] = {node.meta["parameter"]}

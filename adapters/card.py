@@ -261,6 +261,10 @@ class CardSide:
     def choose(self, outputs: list[int]) -> None:
         """Nothing to do: the capture itself is restricted."""
 
+    def freeze_buffers(self) -> bool:
+        """A card's constants are fixed."""
+        return False
+
     def state(self) -> Mapping[str, Tensor]:
         if self.weights is not None:
             return self.weights

@@ -20,6 +20,7 @@ are executed, not interpreted.
 """
 
 import dataclasses
+import functools
 import operator
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.capture import Capture
-from pyrosys.adapters.layout import blocks, elements_of
+from pyrosys.adapters.layout import Elements, blocks, elements_of
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
@@ -35,6 +36,7 @@ from pyrosys.adapters.operations import (
     forward_dependence,
     is_layout,
     is_pointwise,
+    layout_result,
     run_node,
     tensor_arguments,
 )
@@ -124,6 +126,8 @@ class Family:
     features: Tensor
     rows: Any = None
 
+
+_UNSEEN = 1e-13  # of the largest gradient: what rounding leaves of one that is zero
 
 DEAD = 0
 """The colour of elements that no output depends on."""
@@ -339,21 +343,21 @@ class _Contract(torch.autograd.Function):
 
 
 class _Decorate(torch.autograd.Function):
-    """A bias or gain at its place: the data passes unchanged, the parameter receives the gradient it would receive."""
+    """A bias or gain at its place: it acts as if it were neutral, and receives the gradient it would receive."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parameter: Tensor, product: bool, sign: float) -> Tensor:
-        ctx.product, ctx.sign, ctx.shape, ctx.own = product, sign, tuple(parameter.shape), tuple(x.shape)
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, product: bool, factor: float, shift: float) -> Tensor:
+        ctx.product, ctx.factor, ctx.shape, ctx.own = product, factor, tuple(parameter.shape), tuple(x.shape)
         shape = torch.broadcast_shapes(x.shape, parameter.shape)
         ctx.save_for_backward(x)
-        return (sign * x).expand(shape).clone()
+        return (factor * x + shift).expand(shape).clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         (x,) = ctx.saved_tensors
         to_parameter = gradient * x if ctx.product else gradient
-        return (gradient * ctx.sign).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None
+        return (gradient * ctx.factor).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None, None
 
 
 _DECORATIONS: dict[Any, bool] = {
@@ -362,6 +366,22 @@ _DECORATIONS: dict[Any, bool] = {
     aten.mul.Tensor: True,
     aten.div.Tensor: True,
 }
+
+
+def _neutral(node: fx.Node, operand: fx.Node) -> tuple[float, float]:
+    """Factor and shift that a decoration puts on the data while its parameter is neutral: 1 in a gain, 0 in a bias.
+
+    A parameter may be stored with a factor or less one; the plain numbers beside it belong to the function.
+    """
+    elements = elements_of(operand)
+    if _DECORATIONS[node.target]:
+        gain = elements.shift or elements.scale
+        return (gain if node.target is aten.mul.Tensor else 1 / gain), 0.0
+    if node.target is aten.sub.Tensor:
+        return (-1.0, elements.shift) if args_of(node)[0] is operand else (1.0, -elements.shift)
+    return 1.0, elements.shift * float(node.kwargs.get("alpha", 1))
+
+
 _LOOK_UPS: set[Any] = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
 
 
@@ -380,7 +400,7 @@ class Structure:
         self.leaf_sums: set[fx.Node] = set()
         self.role: dict[fx.Node, Any] = {}
         self.places: list[Place] = []
-        self.one_hot: dict[fx.Node, Tensor] = {}
+        self.neutral: dict[fx.Node, tuple[float, float]] = {}
         for node in captured.graph.nodes:
             if node.op == "get_attr":
                 self.constants[node] = node.meta["constant"]
@@ -413,6 +433,8 @@ class Structure:
         if all(a in self.pure or a in self.constants for a in inputs) and not data_constant:
             self.pure.add(node)
             return
+        if node.target is aten.add.Tensor:
+            self._find_table(node, inputs)
         pure = [a for a in inputs if a in self.pure]
         if not pure:
             if (is_layout(node) or is_pointwise(node)) and all(
@@ -431,6 +453,7 @@ class Structure:
             divided = node.target is aten.div.Tensor and inputs[0] in self.pure
             if other not in self.leaf_sums and self._is_data(other) and not divided:
                 self.role[node] = ("decorate", other, pure[0])
+                self.neutral[node] = _neutral(node, pure[0])
                 self._elements(node, pure[0], "gain" if _DECORATIONS[node.target] else "bias")
                 return
             if other in self.leaf_sums:
@@ -477,6 +500,73 @@ class Structure:
         self.places.append(Place("look up", node, table))
         self.leaf_sums.add(node)
 
+    def _find_table(self, node: fx.Node, inputs: list[fx.Node]) -> None:
+        """Take rows of a table that are added position by position for a look-up, which is how others write it."""
+        if len(inputs) != 2:
+            return
+        for operand, other in (inputs, inputs[::-1]):
+            if operand not in self.pure or other in self.pure:
+                continue
+            elements = elements_of(operand)
+            rows = _rows_of_table(elements)
+            if rows is None or not (other in self.leaf_sums or self._by_position(rows, other)):
+                continue
+            if operand.op == "placeholder":
+                operand = self._alias(operand, node)
+            self.pure.remove(operand)
+            self.role[operand] = ("look up", rows, elements.roots[0], True)
+            self.places.append(Place("look up", operand, elements.roots[0]))
+            self.leaf_sums.add(operand)
+
+    def _alias(self, parameter: fx.Node, user: fx.Node) -> fx.Node:
+        """A node of its own for a parameter's use in one place."""
+        with self.capture.graph.inserting_before(user):
+            alias = self.capture.graph.call_function(aten.alias.default, (parameter,))
+        alias.meta.update(user.meta, shape=parameter.meta["shape"], dtype=parameter.meta["dtype"])
+        user.replace_input_with(parameter, alias)
+        self.nodes.insert(self.nodes.index(user), alias)
+        self.pure.add(alias)
+        return alias
+
+    def _by_position(self, rows: Tensor, data: fx.Node) -> bool:
+        """Whether the axes along which rows of a table change are positions of the data, not features of a contraction."""
+        features = self._features(data, {})
+        if features is None or rows.dim() >= features.dim() or not bool((features >= 0).any()):
+            return False
+        shape = features.shape[:-1]
+        rows = (
+            rows.expand(shape)
+            if rows.dim() == len(shape)
+            else rows.reshape((1,) * (len(shape) - rows.dim()) + rows.shape)
+        )
+        for axis in range(rows.dim()):
+            if rows.shape[axis] > 1 and bool((rows.narrow(axis, 0, 1) != rows).any()):
+                highest = features.amax(axis, keepdim=True)
+                if bool(((features >= 0) & (features != highest)).any()):
+                    return False
+        return True
+
+    def _features(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        """For each element of a node, which feature of the contraction before it it is; -1 where there is none."""
+        if node not in known:
+            known[node] = self._find_features(node, known)
+        return known[node]
+
+    def _find_features(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        role, shape = self.role.get(node, ("plain",)), tuple(node.meta.get("shape", ()))
+        if role[0] == "contract":
+            numbers = torch.arange(role[1].distinct_groups * role[1].features, dtype=torch.float64)
+            return role[1]._as_rows(numbers.reshape(role[1].distinct_groups, -1)).expand(shape)
+        none = torch.full(shape, -1.0, dtype=torch.float64)
+        if role[0] == "look up" or node in self.pure or node in self.constants:
+            return none
+        if node.target is operator.getitem or is_layout(node):
+            return layout_result(node, lambda a: self._features(a, known)) if is_layout(node) else none
+        if role[0] == "decorate" or is_pointwise(node):
+            found = [self._features(a, known) for a in tensor_arguments(node)]
+            return functools.reduce(torch.maximum, found).expand(shape) if found else none
+        return none
+
     def _elements(self, node: fx.Node, operand: fx.Node, operation: str) -> None:
         self.role.setdefault(node, ("plain",))
         for source in self.sources(operand):
@@ -499,6 +589,21 @@ class Structure:
             elif node.op == "call_function":
                 stack.extend(reversed(tensor_arguments(node)))
         return list(found)
+
+
+def _rows_of_table(elements: Elements) -> Tensor | None:
+    """Which rows of its parameter an operand holds, when that is several whole rows of a table, and nothing else."""
+    (root, *more), plain = elements.roots, (elements.scale, elements.shift) == (1.0, 0.0)
+    if more or root.op != "placeholder" or not plain or elements.strided is None:
+        return None
+    table = [n for n in root.meta["shape"] if n != 1]
+    offset, size, stride = elements.strided
+    if len(table) != 2 or not size or size[-1] != table[1] or stride[-1] != 1 or offset % table[1]:
+        return None
+    if any(s % table[1] for n, s in zip(size[:-1], stride[:-1], strict=True) if n > 1):
+        return None
+    rows = dataclasses.replace(elements, strided=(offset, size[:-1], stride[:-1])).numbers() // table[1]
+    return rows if len(torch.unique(rows)) > 1 else None
 
 
 @dataclasses.dataclass
@@ -539,7 +644,8 @@ class Colouring:
             return Family(torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64))
         shape = place.operand.meta["shape"]
         if place.kind == "look up":
-            rows, columns = shape if self.structure.role[place.node][3] else shape[::-1]
+            columns = shape[-1] if self.structure.role[place.node][3] else shape[-2]
+            rows = torch.Size(shape).numel() // columns
             return Family(torch.zeros(columns, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64))
         assert place.source is not None
         code = {"bias": 1, "gain": 2, "data": 3}[place.operation]
@@ -628,10 +734,10 @@ class Colouring:
                     for operand in {p.operand for p in by_node.get(node, ())}:
                         operands[node, operand] = self._materialise(operand, mine, values)
                     if role[0] == "decorate":
-                        product = _DECORATIONS[node.target]
                         parameter = operands[node, role[2]]
-                        sign = -1.0 if node.target is aten.sub.Tensor and args_of(node)[0] is role[2] else 1.0
-                        values[node] = _Decorate.apply(values[role[1]], parameter, product, sign)
+                        values[node] = _Decorate.apply(
+                            values[role[1]], parameter, _DECORATIONS[node.target], *structure.neutral[node]
+                        )
                     else:
                         values[node] = run_node(
                             node, lambda a, n=node: operands[n, a] if (n, a) in operands else values[a]
@@ -697,6 +803,18 @@ class Colouring:
     def back_numbers(self, place: Place) -> Tensor:
         """The numbers that weigh a contraction's features on the way back, (distinct group, feature)."""
         return _uniform(self.families[place].features, 2 + self.salt)
+
+    def unseen(self) -> dict[str, int]:
+        """Parameters with elements that do not move the outputs, such as the bias of a key, and how many elements."""
+        largest = max((float(g.abs().max()) for g in self.gradients.values() if g.numel()), default=0.0)
+        found: dict[str, int] = {}
+        for place, gradient in self.gradients.items():
+            live = self.families[place].features != DEAD
+            blind = int(((gradient.abs() <= _UNSEEN * largest) & live).sum())
+            name = place.source.meta["parameter"]
+            # An element that is used in several places is seen if any of them shows it.
+            found[name] = min(blind, found.get(name, blind))
+        return {name: count for name, count in found.items() if count}
 
     # Sketches
 
@@ -863,20 +981,17 @@ class Colouring:
     def _element_streams(self, place: Place, leaf: Tensor, sketches: Any, reaches: Any) -> Streams:
         assert place.source is not None
         role = self.structure.role[place.node]
-        gradient = self.gradients[place].detach()
-        if role[0] == "decorate":
-            here = reaches.get(place.node, torch.zeros(self.shape_of(place.node), dtype=torch.float64))
-            below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
-            joint = (mix(below.to(torch.int64), here.to(torch.int64)) & _MASK).to(torch.float64)
-            operand_reach = _largest_to(
-                torch.where(here == NONE, NONE, joint), tuple(self.operands[place.node, place.operand].shape)
-            )
-        else:
-            operand_reach = reaches.get((place.node, place.operand))
-            if operand_reach is None:
-                operand_reach = torch.zeros(self.operands[place.node, place.operand].shape, dtype=torch.float64)
-        exact = self._reach_of_source(place, operand_reach, leaf)
-        return Streams(exact.to(torch.int64), torch.asinh(gradient).unsqueeze(-1))
+        gradient = torch.asinh(self.gradients[place].detach()).unsqueeze(-1)
+        shape = tuple(self.operands[place.node, place.operand].shape)
+        if role[0] != "decorate":
+            reach = reaches.get((place.node, place.operand), torch.zeros(shape, dtype=torch.float64))
+            return Streams(self._reach_of_source(place, reach, leaf).to(torch.int64), gradient)
+        here = reaches.get(place.node, torch.zeros(self.shape_of(place.node), dtype=torch.float64))
+        below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
+        below = torch.where(here == NONE, NONE, below)
+        # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
+        both = [self._reach_of_source(place, _largest_to(x, shape), leaf).to(torch.int64) for x in (below, here)]
+        return Streams(torch.where(both[1] == int(NONE), 0, mix(*both) & _MASK), gradient)
 
     def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
         """Carry what the operand reaches back to the elements of one placeholder."""

@@ -15,30 +15,58 @@ from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.sides import Side
 from pyrosys.errors import PyrosysError
 
-__all__ = ["first_difference", "structural_difference"]
+__all__ = ["difference_under_colours", "difference_under_plan", "structural_difference"]
 
 _CLOSE = 1e-9
 
 
-def first_difference(
+def difference_under_plan(
     sides: tuple[Colouring, Colouring],
     pairs: list[tuple[Place, Place]],
-    source: Side,
     target: Side,
     plan: Plan,
     state: Mapping[str, Tensor],
 ) -> str:
-    """The first paired contraction whose inputs differ when both graphs run on the mapped random parameters."""
-    mapped = plan.apply(
-        state, {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()}
-    )
+    """The first paired contraction whose inputs differ when both graphs run on a source state and what the plan makes of it."""
+    own = {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()}
+    states = state, plan.apply(state, own)
     try:
-        left, right = (
-            dict(execute(sides[0].structure.capture, state)),
-            dict(execute(sides[1].structure.capture, mapped)),
-        )
+        values = [dict(execute(side.structure.capture, s)) for side, s in zip(sides, states, strict=True)]
     except (RuntimeError, PyrosysError) as error:
         return f"The first place could not be located ({error})."
+    return _first_difference(sides, pairs, values[0], values[1]) or (
+        "First difference: the outputs; every paired projection before them receives the same data. "
+        + _constants_between(sides, None, None)
+    )
+
+
+def difference_under_colours(sides: tuple[Colouring, Colouring]) -> str | None:
+    """The first contraction whose inputs differ when both models run on equal made-up parameters, if any do.
+
+    Args:
+        sides: both models under colours that come from structure alone, just run.
+    """
+    by_colour = {
+        int(colour): place
+        for place, family in reversed(sides[0].families.items())
+        if place.kind == "contract"
+        for colour in torch.unique(family.features)
+    }
+    pairs = []
+    for place, family in sides[1].families.items():
+        if place.kind == "contract":
+            mine = next((by_colour[int(c)] for c in torch.unique(family.features) if int(c) in by_colour), None)
+            if mine is not None:
+                pairs.append((mine, place))
+    return _first_difference(sides, pairs, sides[0].values, sides[1].values)
+
+
+def _first_difference(
+    sides: tuple[Colouring, Colouring],
+    pairs: list[tuple[Place, Place]],
+    left: Mapping[fx.Node, Any],
+    right: Mapping[fx.Node, Any],
+) -> str | None:
     order = {node: i for i, node in enumerate(sides[1].structure.nodes)}
     done: Place | None = None
     for mine, theirs in sorted(pairs, key=lambda pair: order[pair[1].node]):
@@ -57,20 +85,16 @@ def first_difference(
                 + _constants_between(sides, mine, theirs)
             )
         done = theirs
-    last = f" after {_where(done)}" if done is not None else ""
-    return (
-        f"First difference: the outputs{last}; every paired projection before them receives the same data. "
-        + _constants_between(sides, None, None)
-    )
+    return None
 
 
 def _where(place: Place | None) -> str:
     return repr(place.scope or "the top level") if place is not None else "the start"
 
 
-def _sorted_rows(geometry: Contraction, values: dict[fx.Node, Any]) -> Tensor:
+def _sorted_rows(geometry: Contraction, values: Mapping[fx.Node, Any]) -> Tensor:
     """The data a contraction receives, reduced so that neither row order nor column order matters."""
-    data = geometry.data_grid(values[geometry.data].to(torch.float64))
+    data = geometry.data_grid(values[geometry.data].detach().to(torch.float64))
     rows = torch.stack([data.sum(-1), (data * data).sum(-1), data.abs().sum(-1)], -1).reshape(-1, 3)
     return torch.sort(rows, dim=0).values
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring, Place, Structure
-from pyrosys.adapters.locate import first_difference, structural_difference
+from pyrosys.adapters.locate import difference_under_colours, difference_under_plan, structural_difference
+from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, specs_of
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import ModuleSide, Side
 from pyrosys.adapters.verify import Outcome, certify
-from pyrosys.errors import InputError, StructureMismatch
+from pyrosys.errors import InputError, PyrosysError, StructureMismatch
 
 __all__ = ["match", "match_sides"]
 
@@ -101,17 +102,34 @@ def _sides(
 
 
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
-    """`match` on prepared sides."""
+    """`match` on prepared sides.
+
+    A buffer that meets the data may be state (running statistics) or a table (rotary angles), and only the other model tells
+    which: buffers are taken for state first, and for constants if that fails.
+    """
+    try:
+        return _match(source, target, tolerance)
+    except StructureMismatch as mismatch:
+        changed = [side.freeze_buffers() for side in (source, target)]
+        if not any(changed):
+            raise
+        try:
+            return _match(source, target, tolerance)
+        except PyrosysError:
+            raise mismatch from None
+
+
+def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
     structures = _structure(source), _structure(target)
-    outputs = _align_outputs(source, target, structures)
+    outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
     best = _search(structures, probes)
     if best.complete:
-        plan = _plan(source, target, structures, best.assembly)
+        plan = _plan(source, target, structures, best)
         if best.order is not None:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
             plan.output_order = tuple(best.order.tolist())
-        certificate, failed, state = certify(plan, source, target, structures[0], tolerance=tolerance, order=best.order)
+        certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
         if failed is None:
             plan.certificate = certificate
             plan.probes = (list(source.probes), list(target.probes))
@@ -135,7 +153,9 @@ def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Att
     """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
     for salt, use_numbers in enumerate((True, True, False)):
-        for anonymous in (False, True):
+        if salt == 1 and best is not None and best.refinement.settled:
+            continue  # other made-up numbers help only where these were unlucky from the start
+        for anonymous in (False, True) if probes.may_reorder else (False,):
             attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous)
             if attempt.refinement.agree:
                 order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
@@ -230,31 +250,6 @@ def _seeds(structure: Structure, anonymous: bool, probe: int) -> list[Tensor]:
     return seeds
 
 
-def _align_outputs(source: Side, target: Side, structures: tuple[Structure, Structure]) -> list[tuple[int, int]]:
-    """Pair the outputs of both sides by shape, in order; drop those that only one side returns. Gives their numbers."""
-    left, right = (list(s.capture.outputs) for s in structures)
-    shapes_left, shapes_right = [tuple(o.meta["shape"]) for o in left], [tuple(o.meta["shape"]) for o in right]
-    pairs: list[tuple[int, int]] = []
-    taken: set[int] = set()
-    for i, shape in enumerate(shapes_left):
-        candidates = [j for j, other in enumerate(shapes_right) if other == shape and j not in taken]
-        if candidates:
-            pairs.append((i, candidates[0]))
-            taken.add(candidates[0])
-    if not pairs:
-        raise StructureMismatch(
-            f"Expected outputs of the same shape, found {_shapes(shapes_left)} from {source.name} and {_shapes(shapes_right)} "
-            f"from {target.name}. Name the tensors that count with source_output and target_output."
-        )
-    for side, structure, position in ((source, structures[0], 0), (target, structures[1], 1)):
-        chosen = [pair[position] for pair in pairs]
-        all_outputs = structure.capture.outputs
-        structure.restrict([all_outputs[i] for i in chosen])
-        if len(chosen) != len(all_outputs):
-            side.choose(chosen)
-    return pairs
-
-
 class _Probes:
     """Both sides on the probes after the first, and on probes made from it.
 
@@ -271,6 +266,14 @@ class _Probes:
     def outputs_as_returned(self) -> bool:
         """Whether the caller left the outputs as the models return them; outputs he selected correspond as selected."""
         return all(getattr(side, "select", None) is None for side in (self.source, self.target))
+
+    @property
+    def may_reorder(self) -> bool:
+        """Whether the outputs may follow another order of tokens: only where the two models take the example differently."""
+        left, right = (side.probes[0].tensors() for side in (self.source, self.target))
+        return not (
+            len(left) == len(right) and all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))
+        )
 
     @functools.cached_property
     def given(self) -> list[tuple[Structure, Structure]]:
@@ -312,12 +315,9 @@ def _scaled(probe: Inputs, factor: float) -> Inputs | None:
     return scaled if found else None
 
 
-def _shapes(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(str(s) for s in shapes) or "none"
-
-
-def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], assembly: Assembly) -> Plan:
+def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], attempt: _Attempt) -> Plan:
     """A plan from pieces: one consistent set of steps per target tensor, and the lists of what is not copied."""
+    assembly, unseen = attempt.assembly, attempt.sides[1].unseen()
     source_state, target_state = source.state(), target.state()
     captures = structures[0].capture, structures[1].capture
     pieces: dict[str, list[Piece]] = {}
@@ -344,12 +344,22 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         unreached=tuple(n for n in kept if n not in reached and n not in captures[1].derived),
         unused=tuple(n for n in source_state if captures[0].ties.get(n, n) not in uses and n not in zero),
         filled=tuple(sorted({n for n, s in settled.items() if any(p.source is None for p in s)})),
+        unobservable=tuple(n for n in target_state if captures[1].ties.get(n, n) in unseen.keys() & settled.keys()),
         extrapolated=assembly.extrapolated,
         zero=zero,
         equal=equal,
-        notes=tuple(dict.fromkeys(assembly.ambiguous)),
+        notes=tuple(dict.fromkeys([*assembly.ambiguous, *_partly_unseen(unseen, captures[1].tensors)])),
         target_state=target_state,
     )
+
+
+def _partly_unseen(unseen: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Notes on tensors of which only a part cannot be seen: the key's part of a fused bias."""
+    return [
+        f"{count} of {torch.Size(shapes[name]).numel()} elements of {name} cannot be seen in the outputs"
+        for name, count in unseen.items()
+        if count < torch.Size(shapes[name]).numel()
+    ]
 
 
 def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dict[str, str]) -> list[Piece]:
@@ -435,7 +445,7 @@ def _explain_failure(
     source: Side, target: Side, attempt: _Attempt, plan: Plan, failed: Outcome, state: Mapping[str, Tensor]
 ) -> str:
     c = failed.comparison
-    where = first_difference(attempt.sides, attempt.assembly.pairs, source, target, plan, state)
+    where = difference_under_plan(attempt.sides, attempt.assembly.pairs, target, plan, state)
     return (
         f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
         f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
@@ -448,6 +458,9 @@ def _explain(source: Side, target: Side, structures: tuple[Structure, Structure]
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
     if best.refinement.agree:
+        where = difference_under_colours(best.sides)
+        if where is not None:
+            return f"{source.name} and {target.name} are built alike but do not compute the same. {where}"
         return (
             f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
         )

@@ -56,7 +56,7 @@ class Plan:
         kept: target tensors that keep the target's own values: those no output depends on, and derived buffers.
         unreached: those among `kept` that no output in question depends on.
         unused: source tensors that nothing on the target side takes.
-        unobservable: target tensors whose values no probe can see in the outputs; they are placed by structure.
+        unobservable: target tensors with elements that no probe can see in the outputs; they are placed by structure.
         filled: target tensors (or parts) without a source, set to the value that does nothing.
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
         zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
@@ -119,18 +119,25 @@ class Plan:
             if first in done:
                 yield name, done[first]
                 continue
-            if first in self.pieces:
-                tensor = self._build(first, tied)
-            elif own is not None and name in own:
-                tensor = own[name]
-            else:
-                raise PlanError(
-                    f"Expected the target's own value of {name!r}, which this plan does not set. "
-                    "Pass the target's state dict: plan.apply(source, target.state_dict())."
-                )
+            tensor = self._value(name, tied, own)
             if first in firsts:
                 done[first] = tensor
             yield name, tensor
+
+    def tensor(self, name: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> Tensor:
+        """One tensor of the target; arguments and errors are those of `apply`, the rest of the source is not looked at."""
+        return self._value(name, _Tied(source, self.source_ties), target if target is not None else self.target_state)
+
+    def _value(self, name: str, source: "_Tied", own: Mapping[str, Tensor] | None) -> Tensor:
+        first = self.target_ties.get(name, name)
+        if first in self.pieces:
+            return self._build(first, source)
+        if own is not None and name in own:
+            return own[name]
+        raise PlanError(
+            f"Expected the target's own value of {name!r}, which this plan does not set. "
+            "Pass the target's state dict: plan.apply(source, target.state_dict())."
+        )
 
     def _check_source(self, source: "_Tied") -> None:
         needed = {piece.source for steps in self.pieces.values() for piece in steps if piece.source is not None}
@@ -163,11 +170,11 @@ class Plan:
         first = steps[0]
         if len(steps) == 1 and first.source is not None and first.is_whole(spec.shape, self.source[first.source].shape):
             return source[first.source]
-        dtypes = [source[p.source].dtype for p in steps if p.source is not None]
-        dtype = dtypes[0] if dtypes else spec.torch_dtype
+        tensors = {p.source: source[p.source] for p in steps if p.source is not None}
+        dtype = next(iter(tensors.values())).dtype if tensors else spec.torch_dtype
         out = torch.empty(spec.shape, dtype=dtype)
         for piece in steps:
-            piece.run(out, None if piece.source is None else source[piece.source].contiguous())
+            piece.run(out, None if piece.source is None else tensors[piece.source].contiguous())
         return out
 
     def verify(self, source: Any, target: Any, inputs: Any = None, target_inputs: Any = None) -> Certificate:

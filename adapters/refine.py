@@ -19,6 +19,7 @@ from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Place, S
 __all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
 
 _ROUNDS = 12
+_REWARD = 2
 _FEATURES = {"contract", "look up"}
 
 
@@ -60,6 +61,8 @@ class _Refiner:
         self.rounds = 0
         self.count = 0
         self.conflicts = 0
+        self.refused = False
+        self.hope = _REWARD * 4  # spent by choices that split the models apart, earned by those that do not
 
     # State
 
@@ -74,11 +77,11 @@ class _Refiner:
     # Rounds
 
     def settle(self) -> None:
-        """Rounds until the number of colours stays."""
+        """Rounds until the number of colours stays, or the models part: colours only split, so they never meet again."""
         for _ in range(_ROUNDS):
             before = self.count
             self.round()
-            if self.count == before:
+            if self.count == before or not self.equal_colours():
                 return
 
     def round(self) -> None:
@@ -118,17 +121,23 @@ class _Refiner:
         # Numbers downstream are degenerate while all features of the first place are alike.
         first = self._first_undecided(self._orderable(_FEATURES))
         if not self._try(first, whole=True) and self.conflicts and not self._try(first, whole=False):
+            self.refused = True
             return
-        refused: set[int] = set()
         while True:
-            classes = self._orderable(_FEATURES) - refused
+            classes = self._orderable(_FEATURES)
             if not classes:
-                if not (self._order_units() or self._tell_one_apart(refused)):
+                if not (self._order_units() or self._tell_one_apart(self._undecided())):
                     break
-            elif not (self._try(classes, whole=True) or self._try(classes, whole=False)):
+            elif self.hope < 0:
+                self.refused = True
+                return
+            elif not (self._try(classes, whole=True) or (self.use_numbers and self._try(classes, whole=False))):
                 one = self._first_undecided(classes)
-                if not (self._try(one, whole=True) or self._try(one, whole=False)):
-                    refused |= one
+                if not self.use_numbers or not (
+                    self._try(one, whole=True) or self._try(one, whole=False) or self._tell_one_apart(one)
+                ):
+                    self.refused = self.use_numbers
+                    return
         for _ in range(_ROUNDS):
             colours = self._orderable({"elements"})
             if not colours:
@@ -148,7 +157,9 @@ class _Refiner:
         """Settle, and keep the outcome if the models still show the same colours; go back otherwise."""
         self.settle()
         if self.equal_colours() and (self.conflicts == 0 or self.conflicts < conflicts):
+            self.hope += _REWARD
             return True
+        self.hope -= 1
         self.load(before)
         self.conflicts = conflicts
         return False
@@ -191,9 +202,9 @@ class _Refiner:
             side.families = families
         return self._accept(before, conflicts) and self.count > count
 
-    def _tell_one_apart(self, refused: set[int]) -> bool:
-        """Individualise one element of a class that the models divide among places differently (fused and split)."""
-        for colour in self._undecided() - refused:
+    def _tell_one_apart(self, colours: set[int]) -> bool:
+        """Individualise one element of a class in one model, and try the places and starts where it may be in the other."""
+        for colour in sorted(colours):
             anchored, other = sorted((0, 1), key=lambda side: -len(self._holders(side, colour)))
             anchors, others = self._holders(anchored, colour), self._holders(other, colour)
             starts = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
@@ -205,7 +216,6 @@ class _Refiner:
                     self._mark(other, candidate, int(positions[start]))
                     if self._accept(before, conflicts):
                         return True
-            refused.add(colour)
         return False
 
     def _undecided(self) -> set[int]:
@@ -272,7 +282,7 @@ class _Refiner:
 
     def agree(self) -> bool:
         """Whether both models show the same colours, and no numbers speak against it."""
-        return self.equal_colours() and not self.conflicts
+        return self.equal_colours() and not self.conflicts and not self.refused
 
     def equal_colours(self) -> bool:
         """Whether both models show the same colours."""
@@ -377,9 +387,9 @@ def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor) -> tuple[Te
     return groups, conflicting
 
 
-_FINEST = 1e-10
+_FINEST = 1e-7  # rounding that a norm of nearly equal features has amplified stays below
 _CONFLICT = 1e-2
-_CLEAR = 4.0  # gaps this many times as wide as the noise separate
+_CLEAR = 32.0  # gaps this many times as wide as the noise separate; noise alone has such gaps hardly ever
 
 
 def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class Side(Protocol):
 
     def choose(self, outputs: list[int]) -> None: ...
 
+    def freeze_buffers(self) -> bool: ...
+
     def state(self) -> Mapping[str, Tensor]: ...
 
     def is_meta(self) -> bool: ...
@@ -57,10 +59,19 @@ class ModuleSide:
         self.select = select
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
+        self.frozen = False
+        self.state_buffers: frozenset[str] = frozenset()
 
     def capture(self, probe: int = 0) -> Capture:
         """The forward pass on one probe."""
-        return capture(self.model, self.probes[probe], output=self.select)
+        captured = capture(self.model, self.probes[probe], output=self.select, frozen=self.frozen)
+        self.state_buffers = captured.buffers & captured.reached
+        return captured
+
+    def freeze_buffers(self) -> bool:
+        """Take buffers for constants from now on; whether that changes anything."""
+        self.frozen = True
+        return any(not self.model.get_buffer(name).is_meta for name in self.state_buffers)
 
     def choose(self, outputs: list[int]) -> None:
         """Keep only some of the outputs, by number."""

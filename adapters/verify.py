@@ -6,7 +6,7 @@ rounded, measured on the same probe. Agreement to float64 rounding is tried firs
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.capture import Inputs, as_inputs
 from pyrosys.adapters.certificate import Certificate, Comparison, versions
 from pyrosys.adapters.colour import Place, Structure
+from pyrosys.adapters.execute import execute
+from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.sides import ModuleSide, Side
 from pyrosys.errors import CaptureError, VerificationError
 
@@ -34,8 +36,30 @@ class Outcome:
     agrees: bool
 
 
-def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, size: float = 1.0) -> dict[str, Tensor]:
-    """Fresh random values for every tensor that the outputs depend on, in float64.
+class LazyState(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for, so that no more than one is held at a time."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]):
+        self.names = dict.fromkeys(names)
+        self.make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, size: float = 1.0) -> LazyState:
+    """Fresh random values for every tensor that the outputs depend on, in float64, the same each time they are asked for.
 
     Weights are scaled by fan-in, gains lie around one, tensors from which a root is taken are positive.
 
@@ -45,26 +69,37 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
         seed: of the generator.
         size: factor on weights and biases; small values make norm epsilons visible.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, Tensor] = {}
+    ranges: dict[str, tuple[int, float, float]] = {}
     for place in structure.places:
         for root, low, spread in _ranges(structure, place):
-            name = root.meta["parameter"]
-            if name in drawn:
-                continue
-            noise = torch.randn(root.meta["shape"], generator=generator, dtype=torch.float64)
-            drawn[name] = low + spread * (size if low == 0.0 else 1.0) * noise
-            if low == 1.0:
-                drawn[name] = drawn[name].abs() + 0.1
-    out = {}
-    for name, tensor in state.items():
-        if name in drawn:
-            out[name] = drawn[name]
-        elif tensor.is_meta:
-            out[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-        else:
-            out[name] = tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
-    return out
+            ranges.setdefault(root.meta["parameter"], (len(ranges), low, spread))
+
+    def make(name: str) -> Tensor:
+        tensor = state[name]
+        if name in ranges:
+            number, low, spread = ranges[name]
+            noise = _noise(tensor.shape, 1000 * seed + number)
+            if low == 0.0:
+                return noise.mul_(spread * size)
+            return noise.mul_(spread).add_(low).abs_().add_(0.1)
+        if tensor.is_meta:
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
+
+    return LazyState(state, make)
+
+
+_POOL = 1_000_003  # a prime, so that no row of a tensor made of copies equals another
+
+
+def _noise(shape: torch.Size, seed: int) -> Tensor:
+    """Normal numbers; large tensors are filled with copies of a smaller draw, which takes a tenth of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    numel = shape.numel()
+    if numel <= _POOL:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    pool = torch.randn(_POOL, generator=generator, dtype=torch.float64)
+    return pool.repeat(-(-numel // _POOL))[:numel].reshape(shape)
 
 
 def _ranges(structure: Structure, place: Place) -> list[tuple[fx.Node, float, float]]:
@@ -97,7 +132,8 @@ def compare(
         tolerance: an absolute difference that the caller accepts, instead.
         order: source position of each target position on the last axis of outputs of that length.
     """
-    difference, scale, response, coarse = 0.0, 0.0, 0.0, 0.0
+    difference, scale, response = 0.0, 0.0, 0.0
+    outputs: list[list[Tensor]] = []
     for probe in range(len(source.probes)):
         expected = source.run(source_state, probe, dtype)
         found = target.run(target_state, probe, dtype)
@@ -113,19 +149,17 @@ def compare(
             if not bool(torch.isfinite(f).all()):
                 difference = float("inf")
             scale = max(scale, float(e.abs().max()) if e.numel() else 0.0)
-        step = torch.finfo(dtype).eps
-        response = max(response, _response(source, source_state, probe, dtype, expected, step))
-        if dtype == torch.float64:
-            coarse = max(
-                coarse, _response(source, source_state, probe, dtype, expected, torch.finfo(torch.float32).eps)
-            )
+        outputs.append(expected)
+        response = max(response, _response(source, source_state, probe, dtype, expected, torch.finfo(dtype).eps))
     name = str(dtype).removeprefix("torch.")
     allowed = _SLACK * (response + 4 * torch.finfo(dtype).eps * scale)
     rounding = name
     if tolerance is not None:
         allowed, rounding = tolerance, "stated by the caller"
     elif dtype == torch.float64 and difference > allowed:
-        allowed, rounding = coarse + 2 * torch.finfo(torch.float32).eps * scale, "float32"
+        step = torch.finfo(torch.float32).eps
+        coarse = (_response(source, source_state, i, dtype, expected, step) for i, expected in enumerate(outputs))
+        allowed, rounding = max(coarse) + 2 * step * scale, "float32"
     return Outcome(Comparison(parameters, name, difference, scale, allowed, rounding), difference <= allowed)
 
 
@@ -133,16 +167,16 @@ def _response(
     side: Side, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype, expected: list[Tensor], step: float
 ) -> float:
     """How far the outputs move when every parameter moves by one rounding step."""
-    generator = torch.Generator().manual_seed(1)
-    moved = {}
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8) * 2 - 1
-            wide = torch.float64 if dtype == torch.float64 else tensor.dtype
-            moved[name] = tensor.to(wide) * (1 + step * sign)
-        else:
-            moved[name] = tensor
-    found = side.run(moved, probe, dtype)
+
+    def move(name: str) -> Tensor:
+        tensor = state[name]
+        if not tensor.is_floating_point():
+            return tensor
+        generator = torch.Generator().manual_seed(len(name) + tensor.numel())
+        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8) * 2 - 1
+        return tensor.to(torch.float64 if dtype == torch.float64 else tensor.dtype) * (1 + step * sign)
+
+    found = side.run(LazyState(state, move), probe, dtype)
     return max((float((e - f).abs().max()) for e, f in zip(expected, found, strict=True) if e.numel()), default=0.0)
 
 
@@ -190,53 +224,55 @@ def certify(
     plan: "Plan",
     source: Side,
     target: Side,
-    structure: Structure,
+    structures: tuple[Structure, Structure],
     *,
     tolerance: float | None,
     order: Tensor | None = None,
-    with_random: bool = True,
-) -> tuple[Certificate, Outcome | None, dict[str, Tensor] | None]:
+) -> tuple[Certificate, Outcome | None, Mapping[str, Tensor] | None]:
     """Compare with random and with real parameters.
 
+    Models too large to be held twice are run operation by operation on the first probe, with one set of random parameters.
+
     Returns:
-        The certificate, the first comparison that failed if one did, and the random source state it failed with.
+        The certificate, the first comparison that failed if one did, and the source state it failed with.
     """
-    comparisons: list[Comparison] = []
-    failed: tuple[Outcome, dict[str, Tensor]] | None = None
     state = source.state()
-    shapes = tuple(tuple(o.meta["shape"]) for o in structure.capture.outputs)
-    if with_random:
-        precision = torch.float64
-        for seed, size, label in ((0, 1.0, "random"), (1, 1.0, "random"), (2, 1e-2, "random, small")):
-            drawn = random_state(structure, state, seed, size)
-            for name, value in plan.zero.items():
-                drawn[name] = torch.full_like(drawn[name], value)
-            for name, other in plan.equal.items():
-                drawn[name] = drawn[other]
-            mapped = plan.apply(drawn, _kept_values(plan, target))
-            try:
-                if seed == 0:
-                    deterministic(source, drawn)
-                    deterministic(target, mapped)
-                outcome = compare(
-                    source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
-                )
-            except CaptureError as error:
-                if "not deterministic" in str(error) or precision == torch.float32:
-                    raise
-                precision = torch.float32
-                drawn, mapped = _single(drawn), _single(mapped)
-                outcome = compare(
-                    source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
-                )
-            comparisons.append(outcome.comparison)
-            if not outcome.agrees:
-                failed = (outcome, drawn)
-                break
+    own = LazyState(target.state(), lambda name: _own_value(target, name))
+    rounds = _ROUNDS
+    if sum(t.numel() for t in state.values()) > _LARGE:
+        source, target = (_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
+        rounds = _ROUNDS[:1]
+    comparisons: list[Comparison] = []
+    failed: tuple[Outcome, Mapping[str, Tensor]] | None = None
+    precision = torch.float64
+    for seed, size, label in rounds:
+        drawn = _consistent(random_state(structures[0], state, seed, size), plan)
+        mapped = LazyState(plan.target, lambda name, drawn=drawn: plan.tensor(name, drawn, own))
+        if rounds is _ROUNDS:
+            drawn, mapped = dict(drawn), dict(mapped)
+        try:
+            if seed == 0 and rounds is _ROUNDS:
+                deterministic(source, drawn)
+                deterministic(target, mapped)
+            outcome = compare(
+                source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+            )
+        except CaptureError as error:
+            if "not deterministic" in str(error) or precision == torch.float32:
+                raise
+            precision = torch.float32
+            drawn, mapped = _single(drawn), _single(mapped)
+            outcome = compare(
+                source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+            )
+        comparisons.append(outcome.comparison)
+        if not outcome.agrees:
+            failed = (outcome, drawn)
+            break
     digests: tuple[str | None, str | None] = (None, None)
-    if failed is None and not source.is_meta():
+    if failed is None and not any(t.is_meta for t in state.values()):
         real = {n: t.detach() for n, t in state.items()}
-        mapped = plan.apply(real, _kept_values(plan, target))
+        mapped = plan.apply(real, own)
         dtype = next((t.dtype for t in real.values() if t.is_floating_point()), torch.float32)
         outcome = compare(
             source, target, real, mapped, parameters="real", dtype=dtype, tolerance=tolerance, order=order
@@ -248,11 +284,11 @@ def certify(
         comparisons.append(outcome.comparison)
         digests = (digest_of(real), digest_of(mapped))
         if not outcome.agrees:
-            failed = (outcome, dict(real))
+            failed = (outcome, real)
     certificate = Certificate(
         comparisons=tuple(comparisons),
         probes=tuple(repr(p) for p in source.probes),
-        outputs=shapes,
+        outputs=tuple(tuple(o.meta["shape"]) for o in structures[0].capture.outputs),
         source_digest=digests[0],
         target_digest=digests[1],
         unobservable=plan.unobservable,
@@ -261,14 +297,45 @@ def certify(
     return certificate, failed[0] if failed else None, failed[1] if failed else None
 
 
+_ROUNDS = ((0, 1.0, "random"), (1, 1.0, "random"), (2, 1e-2, "random, small"))
+_LARGE = 1 << 28
+"""Elements beyond which a model is run operation by operation."""
+
+
+class _Recorded:
+    """A side that runs its recorded graph, holding one parameter at a time."""
+
+    def __init__(self, side: Side, structure: Structure):
+        self.name = side.name
+        self.probes = side.probes[:1]
+        self.capture = structure.capture
+
+    def run(self, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype) -> list[Tensor]:
+        """Outputs in float64, whatever the precision asked for."""
+        del probe, dtype
+        wanted = set(self.capture.outputs)
+        found = {node: value for node, value in execute(self.capture, state) if node in wanted}
+        return [found[o] for o in self.capture.outputs]
+
+
+def _consistent(drawn: LazyState, plan: "Plan") -> LazyState:
+    """Random values that keep what the plan asks of the source: tensors that are neutral, tensors that are equal."""
+
+    def make(name: str) -> Tensor:
+        value = drawn[plan.equal.get(name, name)]
+        return torch.full_like(value, plan.zero[name]) if name in plan.zero else value
+
+    return LazyState(drawn, make)
+
+
+def _own_value(target: Side, name: str) -> Tensor:
+    """The target's own value of a tensor; zeros where it is on meta and cannot matter."""
+    tensor = target.state()[name]
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach()
+
+
 def _single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in state.items()}
-
-
-def _kept_values(plan: "Plan", target: Side) -> dict[str, Tensor]:
-    """The target's own values of what the plan keeps; zeros where they are on meta and cannot matter."""
-    own = target.state()
-    return {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.detach() for n, t in own.items()}
 
 
 def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, target_inputs: Any = None) -> Certificate:
@@ -285,9 +352,10 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     left, right = (
         ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
     )
-    structure = Structure(left.capture())
+    structures = Structure(left.capture()), Structure(right.capture())
+    align_outputs(left, right, structures)
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
-    certificate, failed, _ = certify(plan, left, right, structure, tolerance=None, order=order)
+    certificate, failed, _ = certify(plan, left, right, structures, tolerance=None, order=order)
     if failed is not None:
         c = failed.comparison
         raise VerificationError(

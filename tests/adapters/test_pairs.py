@@ -55,8 +55,6 @@ NOT_COVERED = frozenset(
         "one in the bias, reversed",
         "scaled in the table",
         "scaled in the table, reversed",
-        "triangle product",
-        "triangle product, reversed",
         "weight norm, hook | parametrization",
         "weight norm, hook | parametrization, reversed",
         "weight norm, hook | plain",
