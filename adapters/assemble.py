@@ -14,8 +14,9 @@ from torch import Tensor, fx
 from pyrosys.adapters.colour import DEAD, Colouring, Contraction, Place, mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
+from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import rank_within
-from pyrosys.errors import StructureMismatch
+from pyrosys.adapters.solve import solve
 
 __all__ = ["Assembly", "assemble"]
 
@@ -36,6 +37,8 @@ class Assembly:
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
         given: source places whose elements some target place has taken.
+        computed: nodes that the source computes from parameters, by the name that pieces give them.
+        solved: target tensors that follow from others of the target's.
     """
 
     pieces: list[Piece] = dataclasses.field(default_factory=list)
@@ -47,6 +50,8 @@ class Assembly:
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
     given: set[Place] = dataclasses.field(default_factory=set)
+    computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
+    solved: dict[str, Program] = dataclasses.field(default_factory=dict)
     extra: "Extra" = list
 
 
@@ -245,42 +250,40 @@ def _rank_pairs(mine: Tensor, theirs: Tensor, a: Tensor, b: Tensor) -> tuple[Ten
     return mine[hit], theirs[order[at[hit]]]
 
 
-_DIRECTIONS = 12
-_FAR = 1e-2
+_LINES = 16
 
 
 def _nearest_pairs(
     mine: Tensor, theirs: Tensor, a: Tensor, b: Tensor, left: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Pair positions of equal group by nearest signatures.
+    """Pair positions of equal group by their signatures.
 
-    On a random line both models' positions come in the same order, except where noise swaps close neighbours; those are
-    tried again on another line.
+    On a random line both models' positions come in the same order, except where noise swaps close neighbours, and it swaps
+    others on another line. A pair is taken when two lines in turn agree on it.
 
     Returns:
         Paired positions, and those of `mine` that have a double; None when some have no counterpart.
     """
-    pairs: list[tuple[Tensor, Tensor]] = []
     generator = torch.Generator().manual_seed(0)
-    doubles = torch.zeros(0, dtype=torch.int64)
-    limit = 0.0
-    for number in range(_DIRECTIONS):
+    partner = torch.full((len(left),), -1, dtype=torch.int64)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    alone = torch.bincount(a[mine], minlength=int(a.max()) + 1)[a[mine]] == 1 if len(mine) else mine == mine
+    for number in range(_LINES):
         line = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)
-        my_order, their_order = _by_group(a[mine], left[mine] @ line), _by_group(b[theirs], right[theirs] @ line)
-        mine, theirs = mine[my_order], theirs[their_order]
-        distance = (left[mine] - right[theirs]).abs().amax(1)
+        order, other = _by_group(a[mine], left[mine] @ line), _by_group(b[theirs], right[theirs] @ line)
+        mine, theirs = mine[order], theirs[other]
+        agreed = partner[mine] == theirs
         if number == 0:
-            limit = min(max(1e-9, 64 * float(distance.median())), _FAR) if len(distance) else _FAR
-            doubles = _doubles(a[mine], left[mine], limit)
-            doubles = mine[doubles]
-        near = distance <= limit
-        pairs.append((mine[near], theirs[near]))
-        mine, theirs = mine[~near], theirs[~near]
+            agreed |= alone[order]
+        partner[mine] = theirs
+        pairs.append((mine[agreed], theirs[agreed]))
+        mine, theirs = mine[~agreed], theirs[~agreed]
         if not len(mine):
             break
     if len(mine):
         return None
-    return torch.cat([p for p, _ in pairs]), torch.cat([p for _, p in pairs]), doubles
+    mine, theirs = torch.cat([p for p, _ in pairs]), torch.cat([p for _, p in pairs])
+    return mine, theirs, mine[_doubles(a[mine], left[mine], right[theirs])]
 
 
 def _by_group(group: Tensor, value: Tensor) -> Tensor:
@@ -289,15 +292,18 @@ def _by_group(group: Tensor, value: Tensor) -> Tensor:
     return by_value[torch.argsort(group[by_value], stable=True)]
 
 
-def _doubles(group: Tensor, signature: Tensor, limit: float) -> Tensor:
-    """Positions, sorted along a line, whose signature another one nearby has as well."""
+def _doubles(group: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Paired positions that are no farther from another one of their side than from their partner, give or take."""
     found = torch.zeros(len(group), dtype=torch.bool)
+    noise = (left - right).abs().amax(1)
+    order = _by_group(group, left.sum(1))
+    group, left, noise = group[order], left[order], noise[order]
     for step in (1, 2, 3):
         if len(group) > step:
-            same = group[step:] == group[:-step]
-            near = same & ((signature[step:] - signature[:-step]).abs().amax(1) <= limit)
-            found[step:] |= near
-            found[:-step] |= near
+            distance = (left[step:] - left[:-step]).abs().amax(1)
+            near = (group[step:] == group[:-step]) & (distance <= (4 * (noise[step:] + noise[:-step])).clamp(min=1e-9))
+            found[order[step:][near]] = True
+            found[order[:-step][near]] = True
     return found
 
 
@@ -355,8 +361,8 @@ def _join(
                 (block.contracted[block_k[k_both]], other_block.contracted[other_k]),
                 (block.features[block_j[j_both]], other_block.features[other_j]),
             ]
-            found.pieces.append(
-                _piece(
+            found.pieces.extend(
+                _pieces(
                     (block.root, block.offset + _group_offset(geometry, block, group), geometry.elements),
                     (
                         other_block.root,
@@ -364,6 +370,7 @@ def _join(
                         other.elements,
                     ),
                     axes,
+                    found,
                 )
             )
 
@@ -385,18 +392,15 @@ def _name_of_root(root: fx.Node) -> str | None:
     return root.meta.get("parameter")
 
 
-def _piece(
-    target: tuple[fx.Node, int, Elements], source: tuple[fx.Node, int, Elements], lines: Iterable[tuple[Tensor, Tensor]]
-) -> Piece:
+def _pieces(
+    target: tuple[fx.Node, int, Elements],
+    source: tuple[fx.Node, int, Elements],
+    lines: Iterable[tuple[Tensor, Tensor]],
+    found: Assembly,
+) -> list[Piece]:
+    """The step for paired element numbers; where a side computes the tensor from others, the steps for those."""
     target_root, target_offset, target_elements = target
     source_root, source_offset, source_elements = source
-    target_name, source_name = _name_of_root(target_root), _name_of_root(source_root)
-    if target_name is None or source_name is None:
-        side, root = ("target", target_root) if target_name is None else ("source", source_root)
-        raise StructureMismatch(
-            f"Expected a parameter used through views, found one that the {side} computes with {root.target} in "
-            f"{root.meta.get('scope')!r}, and the other model does not compute it. Merge it into a plain parameter first."
-        )
     axes: list[Axis] = []
     for mine, theirs in lines:
         order = torch.argsort(mine)
@@ -406,7 +410,20 @@ def _piece(
         axes += axes_of(mine - mine[0], theirs - theirs[0])
     scale = source_elements.scale / target_elements.scale
     shift = (source_elements.shift - target_elements.shift) / target_elements.scale
-    return Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
+    source_name = _name_of_root(source_root)
+    if source_name is None:
+        source_name = f"{source_root.meta.get('scope', '')}.{source_root.name}".lstrip(".")
+    target_name = _name_of_root(target_root) or ""
+    piece = Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
+    if _name_of_root(target_root) is None:
+        solution = solve(target_root, source_root, piece)
+        found.solved |= solution.solved
+        pieces = solution.pieces
+    else:
+        pieces = [piece]
+    if _name_of_root(source_root) is None and any(p.source == source_name for p in pieces):
+        found.computed[source_name] = source_root
+    return pieces
 
 
 def axes_of(mine: Tensor, theirs: Tensor) -> list[Axis]:
@@ -483,11 +500,12 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             (my_lines[1][rows], their_lines[1][sources]),
             (my_lines[2][mine], their_lines[2][theirs]),
         ]
-        found.pieces.append(
-            _piece(
+        found.pieces.extend(
+            _pieces(
                 (my_elements.roots[0], my_lines[0], my_elements),
                 (their_elements.roots[0], their_lines[0], their_elements),
                 axes,
+                found,
             )
         )
     if not used:
@@ -567,11 +585,12 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
         used.add(other_place)
         found.pairs.append((other_place, place))
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
-        found.pieces.append(
-            _piece(
+        found.pieces.extend(
+            _pieces(
                 (place.source, 0, _affine_of(my_elements, place)),
                 (other_place.source, 0, _affine_of(their_elements, other_place)),
                 [(mine, theirs)],
+                found,
             )
         )
     rest = seen[~taken[seen]]

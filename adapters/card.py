@@ -4,11 +4,9 @@ A card holds the ATen graph, the constants and inputs of the probe, names and sh
 holds operations by name from a fixed namespace (`aten`), never code; running it means calling those operations.
 """
 
-import base64
 import dataclasses
 import gzip
 import json
-import operator
 import os
 import pathlib
 from collections.abc import Mapping
@@ -20,8 +18,8 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.fingerprint import of_structure
-from pyrosys.adapters.nodes import args_of
-from pyrosys.errors import CaptureError, WeightsError
+from pyrosys.adapters.records import decode, encode, node_from_json, node_to_json
+from pyrosys.errors import WeightsError
 
 __all__ = ["FORMAT", "CardSide", "StructureCard"]
 
@@ -104,7 +102,7 @@ class StructureCard:
 
     def to_json(self) -> dict[str, Any]:
         numbers = {node: i for i, node in enumerate(self.captured.graph.nodes)}
-        nodes = [_node_to_json(node, numbers) for node in self.captured.graph.nodes if node.op != "output"]
+        nodes = [node_to_json(node, numbers) for node in self.captured.graph.nodes if node.op != "output"]
         return {
             "format": FORMAT,
             "name": self.name,
@@ -113,7 +111,7 @@ class StructureCard:
             "ties": self.captured.ties,
             "buffers": sorted(self.captured.buffers),
             "derived": sorted(self.captured.derived),
-            "inputs": {"args": _encode(list(self.inputs.args)), "kwargs": _encode(dict(self.inputs.kwargs))},
+            "inputs": {"args": encode(list(self.inputs.args)), "kwargs": encode(dict(self.inputs.kwargs))},
             "nodes": nodes,
             "outputs": [numbers[o] for o in self.captured.outputs],
         }
@@ -126,7 +124,7 @@ class StructureCard:
         graph = fx.Graph()
         nodes: list[fx.Node] = []
         for entry in data["nodes"]:
-            nodes.append(_node_from_json(entry, graph, nodes))
+            nodes.append(node_from_json(entry, graph, nodes))
         outputs = [nodes[i] for i in data["outputs"]]
         graph.output(tuple(outputs))
         captured = Capture(
@@ -138,105 +136,9 @@ class StructureCard:
             frozenset(data["derived"]),
             True,
         )
-        inputs = Inputs(*_decode(data["inputs"]["args"]), **_decode(data["inputs"]["kwargs"]))
+        inputs = Inputs(*decode(data["inputs"]["args"]), **decode(data["inputs"]["kwargs"]))
         dtypes = {n: dtype for n, (_, dtype) in data["tensors"].items()}
         return StructureCard(str(data["name"]), captured, inputs, str(data["fingerprint"]), dtypes)
-
-
-def _node_to_json(node: fx.Node, numbers: dict[fx.Node, int]) -> dict[str, Any]:
-    meta = node.meta
-    entry: dict[str, Any] = {"scope": meta.get("scope", "")}
-    if "shape" in meta:
-        entry["shape"] = list(meta["shape"])
-        entry["dtype"] = str(meta["dtype"]).removeprefix("torch.")
-    if node.op == "placeholder":
-        return entry | {"parameter": meta["parameter"]}
-    if node.op == "get_attr":
-        return entry | {"constant": _encode(meta["constant"]), "data": meta["data"]}
-    target = "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.")
-    return entry | {
-        "call": target,
-        "args": _encode(list(args_of(node)), numbers),
-        "kwargs": _encode(dict(node.kwargs), numbers),
-    }
-
-
-def _node_from_json(entry: dict[str, Any], graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
-    if "parameter" in entry:
-        node = graph.placeholder(f"parameter_{len(nodes)}")
-        node.meta["parameter"] = entry["parameter"]
-    elif "constant" in entry:
-        node = graph.get_attr(f"constant_{len(nodes)}")
-        node.meta.update(constant=_decode(entry["constant"]), data=bool(entry["data"]))
-    else:
-        args = tuple(_decode(entry["args"], nodes))
-        node = graph.call_function(_operation(entry["call"]), args, _decode(entry["kwargs"], nodes))
-    node.meta["scope"] = entry["scope"]
-    if "shape" in entry:
-        node.meta.update(shape=tuple(entry["shape"]), dtype=getattr(torch, entry["dtype"]))
-    return node
-
-
-def _operation(name: str) -> Any:
-    if name == "getitem":
-        return operator.getitem
-    packet, _, overload = name.partition(".")
-    found = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise WeightsError(
-            f"Expected an ATen operation in the structure card, found {name!r}; this version of torch has none."
-        )
-    return found
-
-
-def _encode(value: Any, numbers: dict[fx.Node, int] | None = None) -> Any:
-    if isinstance(value, fx.Node):
-        assert numbers is not None
-        return {"node": numbers[value]}
-    if isinstance(value, Tensor):
-        flat = value.detach().contiguous().reshape(-1)
-        raw = gzip.compress(flat.view(torch.uint8).numpy().tobytes(), mtime=0) if flat.numel() else b""
-        return {
-            "tensor": base64.b64encode(raw).decode(),
-            "shape": list(value.shape),
-            "dtype": str(value.dtype).removeprefix("torch."),
-        }
-    if isinstance(value, (list, tuple)):
-        return [_encode(v, numbers) for v in value]
-    if isinstance(value, dict):
-        return {"dict": {str(k): _encode(v, numbers) for k, v in value.items()}}
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return {"float": repr(value)}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout, torch.device)):
-        return {"torch": str(value).removeprefix("torch.")}
-    raise CaptureError(
-        f"A structure card cannot hold an argument of type {type(value).__name__}. Pass tensors and plain values."
-    )
-
-
-def _decode(value: Any, nodes: list[fx.Node] | None = None) -> Any:
-    if isinstance(value, list):
-        return [_decode(v, nodes) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "node" in value:
-        assert nodes is not None
-        return nodes[value["node"]]
-    if "tensor" in value:
-        dtype = getattr(torch, value["dtype"])
-        numel = torch.Size(value["shape"]).numel()
-        if numel == 0:
-            return torch.zeros(value["shape"], dtype=dtype)
-        raw = gzip.decompress(base64.b64decode(value["tensor"]))
-        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(value["shape"])
-    if "float" in value:
-        return float(value["float"])
-    if "torch" in value:
-        name = value["torch"]
-        return torch.device(name) if name in ("cpu", "meta") else getattr(torch, name)
-    return {k: _decode(v, nodes) for k, v in value["dict"].items()}
 
 
 class CardSide:

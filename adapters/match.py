@@ -15,6 +15,7 @@ from pyrosys.adapters.locate import difference_under_colours, difference_under_p
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, specs_of
+from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import ModuleSide, Side
@@ -330,9 +331,12 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         name: _settle(name, _once(name, steps, source_state, equal), torch.Size(captures[1].tensors[name]).numel())
         for name, steps in pieces.items()
     }
-    kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in settled)
+    computed = {name: Program.of(root) for name, root in assembly.computed.items()}
+    made = settled.keys() | assembly.solved.keys()
+    kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in made)
     reached = {p for s in (structures[1],) for p in s.reached()}
     uses = {p.source for steps in settled.values() for p in steps if p.source is not None}
+    uses |= {name for program in computed.values() for name in program.inputs}
     zero = _neutral_leftovers(source_state, structures[0], assembly.leftover, uses)
     return Plan(
         pieces={n: tuple(s) for n, s in settled.items()},
@@ -348,6 +352,8 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         extrapolated=assembly.extrapolated,
         zero=zero,
         equal=equal,
+        computed=computed,
+        solved=assembly.solved,
         notes=tuple(dict.fromkeys([*assembly.ambiguous, *_partly_unseen(unseen, captures[1].tensors)])),
         target_state=target_state,
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.piece import Axis, Piece
+from pyrosys.adapters.program import Program
 from pyrosys.errors import PlanError, WeightsError
 
 __all__ = ["FORMAT", "Plan"]
@@ -61,6 +62,8 @@ class Plan:
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
         zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
         equal: source tensors that must equal another, because the target ties them.
+        computed: tensors that the source computes from others before it uses them, by the name that pieces give them.
+        solved: target tensors that follow from others of the target's (the gain of a weight norm).
         output_order: source position of each target position on the last axis of outputs of that length, when the two
             models order their tokens differently.
         probes, selectors: the inputs and output selectors of `match`; not saved.
@@ -81,6 +84,8 @@ class Plan:
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     zero: dict[str, float] = dataclasses.field(default_factory=dict)
     equal: dict[str, str] = dataclasses.field(default_factory=dict)
+    computed: dict[str, Program] = dataclasses.field(default_factory=dict)
+    solved: dict[str, Program] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checked: str = "structure"
     certificate: Certificate | None = None
@@ -132,6 +137,9 @@ class Plan:
         first = self.target_ties.get(name, name)
         if first in self.pieces:
             return self._build(first, source)
+        if first in self.solved:
+            found = self.solved[first].run(lambda other: self._value(other, source, own))
+            return found.to(self._value(self.solved[first].inputs[0], source, own).dtype)
         if own is not None and name in own:
             return own[name]
         raise PlanError(
@@ -140,7 +148,7 @@ class Plan:
         )
 
     def _check_source(self, source: "_Tied") -> None:
-        needed = {piece.source for steps in self.pieces.values() for piece in steps if piece.source is not None}
+        needed = {name for steps in self.pieces.values() for piece in steps for name in self.reads(piece)}
         for name in sorted(needed | set(self.zero) | set(self.equal)):
             if name not in source:
                 similar = ", ".join(sorted(source.names)[:3])
@@ -165,12 +173,35 @@ class Plan:
                     "Use a target that keeps them apart."
                 )
 
+    def reads(self, piece: Piece) -> list[str]:
+        """Source tensors that a step depends on."""
+        if piece.source is None:
+            return []
+        return self.computed[piece.source].inputs if piece.source in self.computed else [piece.source]
+
+    def source_spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor that pieces take elements of."""
+        if name not in self.computed:
+            return self.source[name]
+        program = self.computed[name]
+        return TensorSpec(program.shape, self.source[program.inputs[0]].dtype)
+
+    def _source(self, name: str, source: "_Tied") -> Tensor:
+        if name not in self.computed:
+            return source[name]
+        program = self.computed[name]
+        return program.run(source.__getitem__).to(source[program.inputs[0]].dtype)
+
     def _build(self, name: str, source: "_Tied") -> Tensor:
         steps, spec = self.pieces[name], self.target[name]
         first = steps[0]
-        if len(steps) == 1 and first.source is not None and first.is_whole(spec.shape, self.source[first.source].shape):
+        if (
+            len(steps) == 1
+            and first.source in self.source
+            and first.is_whole(spec.shape, self.source[first.source].shape)
+        ):
             return source[first.source]
-        tensors = {p.source: source[p.source] for p in steps if p.source is not None}
+        tensors = {p.source: self._source(p.source, source) for p in steps if p.source is not None}
         dtype = next(iter(tensors.values())).dtype if tensors else spec.torch_dtype
         out = torch.empty(spec.shape, dtype=dtype)
         for piece in steps:
@@ -197,8 +228,14 @@ class Plan:
         """The plan from target to source.
 
         Raises:
-            PlanError: the source has elements that the target does not hold.
+            PlanError: the source has elements that the target does not hold, or tensors that were merged into one.
         """
+        merged = [name for program in self.computed.values() for name in program.inputs]
+        if merged:
+            raise PlanError(
+                f"Expected a plan that only moves elements, found one that merges {', '.join(merged[:4])} into others, which "
+                "cannot be undone. Match the models the other way round."
+            )
         pieces: dict[str, list[Piece]] = {}
         for steps in self.pieces.values():
             for piece in steps:
@@ -254,6 +291,8 @@ class Plan:
             "extrapolated": self.extrapolated,
             "zero": self.zero,
             "equal": self.equal,
+            "computed": {name: program.to_json() for name, program in self.computed.items()},
+            "solved": {name: program.to_json() for name, program in self.solved.items()},
             "output_order": None if self.output_order is None else list(self.output_order),
             "notes": list(self.notes),
             "pieces": {name: [p.to_json() for p in steps] for name, steps in self.pieces.items()},
@@ -312,6 +351,8 @@ class Plan:
                 extrapolated=dict(data["extrapolated"]),
                 zero={n: float(v) for n, v in data["zero"].items()},
                 equal=dict(data["equal"]),
+                computed={n: Program.from_json(p) for n, p in data.get("computed", {}).items()},
+                solved={n: Program.from_json(p) for n, p in data.get("solved", {}).items()},
                 output_order=None if data["output_order"] is None else tuple(int(i) for i in data["output_order"]),
                 notes=tuple(data["notes"]),
                 checked=str(data["checked"]),
@@ -332,11 +373,11 @@ class Plan:
             if name not in self.target:
                 raise PlanError(f"The plan fills {name!r}, which is not among the target's tensors.")
             for piece in steps:
-                if piece.source is not None and piece.source not in self.source:
+                if any(name not in self.source for name in self.reads(piece)):
                     raise PlanError(f"The plan reads {piece.source!r}, which is not among the source's tensors.")
                 _check_inside(piece, self.target[name], "target")
                 if piece.source is not None:
-                    _check_inside(piece, self.source[piece.source], "source")
+                    _check_inside(piece, self.source_spec(piece.source), "source")
             _check_cover(name, self.target[name], list(steps))
 
     def report(self) -> str:

@@ -26,6 +26,7 @@ def report(plan: "Plan") -> str:
         ("Not reached by the outputs", plan.unreached),
         ("Source tensors not used", plan.unused),
         ("Set to the value that does nothing", plan.filled),
+        ("Follows from other tensors of the target", tuple(plan.solved)),
         ("Cannot be seen in the outputs, placed by structure", plan.unobservable),
         ("Must be neutral in the source", plan.zero),
     ):
@@ -47,8 +48,10 @@ def _more(count: int) -> str:
 def _words(plan: "Plan", piece: Piece) -> str:
     if piece.source is None:
         return f"{piece.shift:g}"
-    target, source = plan.target[piece.target].shape, plan.source[piece.source].shape
+    target, source = plan.target[piece.target].shape, plan.source_spec(piece.source).shape
     text = piece.source
+    if piece.source in plan.computed:
+        text = f"what the source computes from {', '.join(plan.computed[piece.source].inputs)}"
     if not piece.is_whole(target, source):
         text += f"[{_loops(piece, source)}]"
     if piece.scale != 1.0:
