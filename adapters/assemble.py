@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, fx
 
+from pyrosys.adapters.affine import chain_behind, transfer
 from pyrosys.adapters.colour import DEAD, Colouring, Contraction, Place, mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
@@ -37,6 +38,7 @@ class Assembly:
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
         given: source places whose elements some target place has taken.
+        settled: places of the target that need no source of their own any more.
         computed: nodes that the source computes from parameters, by the name that pieces give them.
         solved: target tensors that follow from others of the target's.
     """
@@ -50,6 +52,7 @@ class Assembly:
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
     given: set[Place] = dataclasses.field(default_factory=set)
+    settled: set[Place] = dataclasses.field(default_factory=set)
     computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
     extra: "Extra" = list
@@ -73,7 +76,7 @@ def assemble(source: Colouring, target: Colouring, extra: Extra = list) -> Assem
             used |= _contraction(place, index, source, target, found)
         elif place.kind == "look up":
             used |= _look_up(place, index, source, target, found)
-        else:
+        elif place not in found.settled:
             used |= _elements(place, index, source, target, found)
     found.leftover = [p for p in source.structure.places if p not in used]
     return found
@@ -151,6 +154,8 @@ def _contraction(place: Place, index: _Index, source: Colouring, target: Colouri
                 found.blind.append(place)
         used.add(other_place)
         found.pairs.append((other_place, place))
+        other, chained = _carry_chain(place, mine, other_place, theirs, source, target, found)
+        used |= chained
         width = geometry.features
         covered.reshape(-1)[mine] += len(mine_k)
         for group in torch.unique(mine // width).tolist():
@@ -168,6 +173,34 @@ def _contraction(place: Place, index: _Index, source: Colouring, target: Colouri
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
     _silence(geometry, ~live, contracted, found)
     return used
+
+
+def _carry_chain(
+    place: Place,
+    mine: Tensor,
+    other_place: Place,
+    theirs: Tensor,
+    source: Colouring,
+    target: Colouring,
+    found: Assembly,
+) -> tuple[Contraction, set[Place]]:
+    """The source's contraction as the target is to have it, when the gains and biases behind the two are told apart."""
+    other: Contraction = source.structure.role[other_place.node][1]
+    my_chain, their_chain = chain_behind(target.structure, place), chain_behind(source.structure, other_place)
+    if len(mine) != my_chain.width or len(theirs) != their_chain.width:
+        return other, set()
+    carried = transfer(their_chain, my_chain)
+    if carried is None:
+        return other, set()
+    plain = Elements([], None, None)
+    roots = {n.meta["parameter"]: n for n in target.structure.capture.graph.nodes if n.op == "placeholder"}
+    for name, node in carried.copies.items():
+        found.pieces.extend(_pieces((roots[name], 0, plain), (node, 0, plain), [(mine, theirs)], found))
+    for name, value in carried.fills.items():
+        numel = torch.Size(roots[name].meta["shape"]).numel()
+        found.pieces.append(constant_piece(name, 0, [torch.arange(numel)], value))
+    found.settled.update(my_chain.places)
+    return carried.geometry, set(their_chain.places)
 
 
 def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assembly) -> None:

@@ -48,7 +48,6 @@ aten = torch.ops.aten
 _HASH_BITS = 42
 _MASK = (1 << _HASH_BITS) - 1
 _ELEMENTWISE_LIMIT = 1 << 24
-_SPREAD = 12.0  # keeps results of 40 to 5,000 terms of either sign where activations do not saturate
 SIGNATURE = 4
 """Numbers per element in the numeric stream."""
 
@@ -324,10 +323,16 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, geometry: Contraction, numbers: tuple[Tensor, Tensor], back: Tensor, record: dict[str, Any]
+        ctx: Any,
+        x: Tensor,
+        geometry: Contraction,
+        numbers: tuple[Tensor, Tensor],
+        back: Tensor,
+        record: dict[str, Any],
+        spread: float,
     ) -> Tensor:
-        total, other = geometry.reduce(_smooth(x)) / _SPREAD, geometry.reduce(_smooth_too(x)) / _SPREAD
-        ctx.geometry, ctx.back, ctx.record = geometry, back, record
+        total, other = geometry.reduce(_smooth(x)) / spread, geometry.reduce(_smooth_too(x)) / spread
+        ctx.geometry, ctx.back, ctx.record, ctx.spread = geometry, back, record, spread
         ctx.save_for_backward(x)
         record["total"] = total
         record["data"] = x
@@ -338,8 +343,8 @@ class _Contract(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         squeezed = torch.asinh(gradients[0] + ctx.record["reach"])
         ctx.record["gradient"] = squeezed
-        projected = ctx.geometry.project(squeezed, ctx.back) / 8
-        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None
+        projected = ctx.geometry.project(squeezed, ctx.back) / ctx.spread
+        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None, None
 
 
 class _Decorate(torch.autograd.Function):
@@ -419,6 +424,12 @@ class Structure:
         self.nodes = [n for n in self.nodes if n in needed]
         self.places = [p for p in self.places if p.node in needed]
         self.constants = {n: v for n, v in self.constants.items() if n in needed}
+
+    @property
+    def widest(self) -> int:
+        """Most terms that a contraction sums over."""
+        contractions = [self.role[p.node][1] for p in self.places if p.kind == "contract"]
+        return max((sum(len(b.contracted) for b in c.blocks) for c in contractions), default=1)
 
     def reached(self) -> set[str]:
         """Names of tensors that the outputs depend on."""
@@ -623,11 +634,20 @@ class Colouring:
         structure: the model.
         seeds: cotangents of the outputs, one tensor per output of its shape: what tells output elements apart.
         salt: changes every made-up number.
+        spread: what sums over features are divided by; the same for both models of a pair.
         others: the same model on further probes; they share this one's colours and add to its streams.
     """
 
-    def __init__(self, structure: Structure, seeds: list[Tensor], salt: int = 0, others: tuple["Colouring", ...] = ()):
+    def __init__(
+        self,
+        structure: Structure,
+        seeds: list[Tensor],
+        salt: int = 0,
+        spread: float = 12.0,
+        others: tuple["Colouring", ...] = (),
+    ):
         self.structure = structure
+        self.spread = spread
         self.seeds = seeds
         self.salt = salt
         self.others = others
@@ -780,7 +800,7 @@ class Colouring:
             x = x.to(torch.float64)
         if not x.requires_grad:
             x = x + torch.zeros((), dtype=torch.float64, requires_grad=True)
-        return _Contract.apply(x, geometry, numbers, back, record)
+        return _Contract.apply(x, geometry, numbers, back, record, self.spread)
 
     def _look_up(self, node: fx.Node, role: Any, values: dict[fx.Node, Any]) -> Tensor:
         family = self.families[self.place_of(node)]

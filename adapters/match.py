@@ -212,10 +212,13 @@ def _attempt(
     anonymous: bool = False,
     order: Tensor | None = None,
 ) -> _Attempt:
+    # Sums of many terms of either sign are kept where activations do not saturate, or rounding would grow with the depth.
+    spread = max(12.0, 0.6 * max(s.widest for s in structures) ** 0.5)
+
     def colourings(pair: tuple[Structure, Structure], number: int) -> tuple[Colouring, Colouring]:
         seeds = _seeds(pair[0], anonymous, number)
         ordered = [s if order is None or s.shape[-1] != len(order) else s[..., order] for s in seeds]
-        return Colouring(pair[0], seeds, 100 * salt), Colouring(pair[1], ordered, 100 * salt)
+        return Colouring(pair[0], seeds, 100 * salt, spread), Colouring(pair[1], ordered, 100 * salt, spread)
 
     sides = colourings(structures, 0)
     further = [colourings(pair, 1 + i) for i, pair in enumerate(probes.given)]

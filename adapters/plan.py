@@ -5,6 +5,7 @@ tensor at a time, and turned round. It holds no code and no weights.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -202,7 +203,9 @@ class Plan:
         ):
             return source[first.source]
         tensors = {p.source: self._source(p.source, source) for p in steps if p.source is not None}
-        dtype = next(iter(tensors.values())).dtype if tensors else spec.torch_dtype
+        dtype = (
+            next(iter(tensors.values())).dtype if tensors else torch.promote_types(spec.torch_dtype, source.precision)
+        )
         out = torch.empty(spec.shape, dtype=dtype)
         for piece in steps:
             piece.run(out, None if piece.source is None else tensors[piece.source].contiguous())
@@ -404,6 +407,12 @@ class _Tied:
         for alias, first in ties.items():
             self.other.setdefault(first, []).append(alias)
             self.other.setdefault(alias, []).append(first)
+
+    @functools.cached_property
+    def precision(self) -> torch.dtype:
+        """Type of the first floating-point tensor."""
+        first = next((self.state[n] for n in self.state if self.state[n].is_floating_point()), None)
+        return torch.float32 if first is None else first.dtype
 
     def _found(self, name: str) -> str | None:
         return next((n for n in (name, *self.other.get(name, ())) if n in self.names), None)

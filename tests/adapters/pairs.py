@@ -787,7 +787,6 @@ TWINS = [
         other(Twin.FoldedBatchNorm),
         image,
         ("folded batch norm",),
-        one_way=True,
     ),
     Pair(
         "folded frozen batch norm",
@@ -795,7 +794,6 @@ TWINS = [
         other(Twin.FoldedBatchNorm),
         image,
         ("folded batch norm",),
-        one_way=True,
     ),
     Pair(
         "weight norm, hook | parametrization",
@@ -811,7 +809,6 @@ TWINS = [
             other(Twin.WeightNormed, "plain"),
             features,
             ("weight norm",),
-            one_way=True,
         )
         for kind in ("hook", "parametrization")
     ),

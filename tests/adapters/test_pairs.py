@@ -40,10 +40,6 @@ NOT_COVERED = frozenset(
         "depthwise convolution, reversed",
         "experts, list | stack",
         "experts, list | stack, reversed",
-        "folded batch norm",
-        "folded frozen batch norm",
-        "frozen batch norm",
-        "frozen batch norm, reversed",
         "gru",
         "gru, reversed",
         "low-rank update, merged",
@@ -55,10 +51,6 @@ NOT_COVERED = frozenset(
         "one in the bias, reversed",
         "scaled in the table",
         "scaled in the table, reversed",
-        "weight norm, hook | parametrization",
-        "weight norm, hook | parametrization, reversed",
-        "weight norm, hook | plain",
-        "weight norm, parametrization | plain",
     }
 )
 COVERED = [pair for pair in DIRECTED if pair.name not in NOT_COVERED]
