@@ -674,7 +674,21 @@ class Colouring:
     # One round
 
     def run(self) -> dict[Place, Streams]:
-        """Both streams of every place under the present colours."""
+        """Both streams of every place under the present colours.
+
+        Raises:
+            CaptureError: what the model computes depends on its activations.
+        """
+        try:
+            return self._run()
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise CaptureError(
+                f"The recorded model works on the probe and fails with other weights ({type(error).__name__}: {error}): it chooses "
+                "what to compute by its activations, as a mixture of experts does, which the engine does not follow. Use an "
+                "implementation that computes every expert."
+            ) from error
+
+    def _run(self) -> dict[Place, Streams]:
         leaves, total = self._forward()
         sketches, reaches = self._sketch()
         self.sketches = sketches

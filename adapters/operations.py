@@ -138,11 +138,31 @@ def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
         return lookup(args_of(node)[0])
     if name == "copy":
         return lookup(args_of(node)[1]).expand(_shape(lookup(args_of(node)[0])))
+    if _accumulates(node):
+        base, places, added = (_mapped(a, lookup) for a in args_of(node)[:3])
+        at = _places(base, places)
+        flat = base.reshape(-1).clone()
+        return flat.scatter_reduce_(0, at.reshape(-1), added.expand(at.shape).reshape(-1), "amax").reshape(base.shape)
     if name == "constant_pad_nd":
         return aten.constant_pad_nd.default(lookup(args_of(node)[0]), args_of(node)[1], 0)
     args = map_arg(args_of(node), lookup)
     kwargs = map_arg(node.kwargs, lookup)
     return target_of(node)(*args, **kwargs)
+
+
+def _accumulates(node: fx.Node) -> bool:
+    """Whether the node adds at given places, so that elements meet."""
+    args = args_of(node)
+    return _name(node) == "index_put" and bool(node.kwargs.get("accumulate", args[3] if len(args) > 3 else False))
+
+
+def _mapped(argument: Any, lookup: Callable[[fx.Node], Any]) -> Any:
+    return map_arg(argument, lookup)
+
+
+def _places(base: Tensor, places: list[Tensor | None]) -> Tensor:
+    """Numbers of the elements at some places of a tensor."""
+    return aten.index.Tensor(torch.arange(base.numel()).reshape(base.shape), places)
 
 
 def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: Callable[[fx.Node], Any]) -> Any:
@@ -154,8 +174,12 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
         value: the inputs' values, for integer arguments such as indices.
     """
 
+    moved = next(iter(tensor_arguments(node)), None)
+
     def lookup(argument: fx.Node) -> Any:
         x = value(argument)
+        if argument is moved:
+            return sketch(argument)
         return x if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()) else sketch(argument)
 
     result = value(node)
@@ -376,13 +400,18 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
         return [reach.amax(-1)]
     if name in ("_to_copy", "_conj", "resolve_conj"):
         return [reach]
+    if _accumulates(node):
+        base, places, added = args_of(node)[:3]
+        at = _places(reach, [None if p is None else value(p) for p in places])
+        back = {base: reach, added: _unbroadcast(reach.reshape(-1)[at], _shape(value(added)))}
+        return [back.get(a, torch.full(_shape(value(a)), float(reach.max()), dtype=torch.float64)) for a in wanted]
     offset = 1
     index: dict[fx.Node, Tensor] = {}
     for argument in tensor_arguments(node):
         x = value(argument)
         if argument in index or not isinstance(x, Tensor):
             continue
-        if x.is_floating_point() or x.is_complex():
+        if x.is_floating_point() or x.is_complex() or not index:
             index[argument] = torch.arange(offset, offset + x.numel()).reshape(x.shape)
             offset += x.numel()
         else:
@@ -395,4 +424,11 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
     ):
         if part is not None:
             flat.scatter_reduce_(0, numbers.reshape(-1), part.reshape(-1), "amax")
-    return [flat[index[a].reshape(-1)].reshape(index[a].shape) for a in wanted]
+    top = float(flat.max())
+    # What is moved where may depend on activations too (routing): an index reaches whatever is reached at all.
+    return [
+        flat[index[a].reshape(-1)].reshape(index[a].shape)
+        if value(a).is_floating_point() or value(a).is_complex() or a is next(iter(index))
+        else torch.full(index[a].shape, top, dtype=torch.float64)
+        for a in wanted
+    ]
