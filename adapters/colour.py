@@ -580,7 +580,8 @@ class Structure:
 
     def _elements(self, node: fx.Node, operand: fx.Node, operation: str) -> None:
         self.role.setdefault(node, ("plain",))
-        for source in self.sources(operand):
+        roots = elements_of(operand).roots if operation != "data" else []
+        for source in roots if roots and all(r.op == "placeholder" for r in roots) else self.sources(operand):
             numel = torch.Size(source.meta["shape"]).numel()
             if numel > _ELEMENTWISE_LIMIT:
                 raise CaptureError(
@@ -799,7 +800,10 @@ class Colouring:
                 return known[node]
             if node in self.structure.constants:
                 return values[node]
-            known[node] = run_node(node, value)
+            if node.op == "placeholder":  # joined with others and cut away again
+                known[node] = torch.zeros(node.meta["shape"], dtype=torch.float64)
+            else:
+                known[node] = run_node(node, value)
             return known[node]
 
         return value(operand)

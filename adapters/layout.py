@@ -147,7 +147,16 @@ def _joined(operand: fx.Node, scale: float, shift: float) -> Elements:
         elif node not in roots:
             roots[node] = total
             total += torch.Size(node.meta["shape"]).numel()
-    return Elements(list(roots), None, _numbered(operand, roots), scale, shift)
+    numbers = _numbered(operand, roots)
+    starts = torch.tensor(list(roots.values()))
+    root_of = torch.bucketize(numbers, starts[1:], right=True)
+    held = torch.unique(root_of).tolist()
+    kept = [list(roots)[i] for i in held]
+    # Parts that are cut away again (one bias of three that were joined) are no roots.
+    before = torch.tensor([0, *(torch.Size(r.meta["shape"]).numel() for r in kept)]).cumsum(0)
+    shifts = torch.zeros(len(roots), dtype=torch.int64)
+    shifts[held] = before[: len(held)] - starts[held]
+    return Elements(kept, None, numbers + shifts[root_of], scale, shift)
 
 
 def _numbered(operand: fx.Node, roots: dict[fx.Node, int]) -> Tensor:

@@ -173,7 +173,6 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
         sketch: float64 sketches of its inputs, of the inputs' shapes; `NONE` where nothing depends on a parameter.
         value: the inputs' values, for integer arguments such as indices.
     """
-
     moved = next(iter(tensor_arguments(node)), None)
 
     def lookup(argument: fx.Node) -> Any:
