@@ -246,8 +246,8 @@ def _contracted_links(
     at, other_at = target.structure.places.index(place), source.structure.places.index(other_place)
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
-    origins = torch.cat([_column_origins(target, place), _column_origins(source, other_place)])
-    silent = torch.cat([_silent_columns(target, place), _silent_columns(source, other_place)])
+    origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])
+    silent = torch.cat([_silent_columns(target, place, mine), _silent_columns(source, other_place, theirs)])
     group = torch.unique(torch.stack([origins, silent], 1), dim=0, return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]
     count = int(group.max()) + 1
@@ -340,19 +340,24 @@ def _doubles(group: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def _column_origins(side: Colouring, place: Place) -> Tensor:
-    """The deepest chain that leads to each contracted position."""
+def _groups_of(geometry: Contraction, features: Tensor) -> Tensor:
+    """Which groups of a contraction some features belong to."""
+    return torch.isin(geometry.group_index, torch.unique(features // geometry.features))
+
+
+def _column_origins(side: Colouring, place: Place, features: Tensor) -> Tensor:
+    """The deepest chain that leads to each contracted position, as some features meet it."""
     geometry: Contraction = side.structure.role[place.node][1]
     sketch = side.sketches.get(geometry.data)
     if sketch is None:
         sketch = torch.zeros(geometry.data.meta["shape"], dtype=torch.float64)
-    return geometry.data_grid(sketch).amax((0, 1))
+    return geometry.data_grid(sketch)[_groups_of(geometry, features)].amax((0, 1))
 
 
-def _silent_columns(side: Colouring, place: Place) -> Tensor:
-    """1 for each contracted position that meets zeros only."""
+def _silent_columns(side: Colouring, place: Place, features: Tensor) -> Tensor:
+    """1 for each contracted position at which some features meet zeros only."""
     geometry: Contraction = side.structure.role[place.node][1]
-    data = geometry.data_grid(side.records[place.node]["data"].detach())
+    data = geometry.data_grid(side.records[place.node]["data"].detach())[_groups_of(geometry, features)]
     return (data == 0).all(1).all(0).to(torch.float64)
 
 

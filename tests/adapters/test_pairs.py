@@ -38,8 +38,6 @@ NOT_COVERED = frozenset(
         "bias of one number",
         "depthwise convolution",
         "depthwise convolution, reversed",
-        "experts, list | stack",
-        "experts, list | stack, reversed",
         "gru",
         "gru, reversed",
         "low-rank update, merged",
