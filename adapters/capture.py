@@ -340,6 +340,10 @@ class _Recorder(TorchDispatchMode):
             return result
         if func in _VALUE_FREE:
             return self.value_free(func, args, kwargs)
+        if func.is_view and self.promoted(args[0]):
+            view = func(*args, **kwargs)
+            if all(self.promoted(part) for part in (view if isinstance(view, (list, tuple)) else [view])):
+                return view  # of memory that the model has written into: it is read when it is used
         if func in DECOMPOSITIONS:
             with self:
                 result = DECOMPOSITIONS[func](*args, **kwargs)
@@ -447,6 +451,9 @@ class _Recorder(TorchDispatchMode):
         if geometry.shape == template.shape and geometry.stride() == template.stride():
             memory.node = node
         else:
+            if not template.is_contiguous():
+                self.straighten(memory)
+                template = memory.template
             if not (template.is_contiguous() and template.storage_offset() == 0):
                 raise CaptureError(
                     "Expected in-place writes into dense memory, found a write through overlapping views."
@@ -456,6 +463,15 @@ class _Recorder(TorchDispatchMode):
         memory.version += 1
         if isinstance(target, Traced):
             target.node, target.version = node, memory.version
+
+    def straighten(self, memory: _Memory) -> None:
+        """Take memory whose axes lie in another order for a tensor with the axes in order of storage."""
+        order = sorted(range(memory.template.dim()), key=lambda d: -memory.template.stride(d))
+        memory.template = memory.template.permute(order)
+        turned = self.emit(aten.permute.default, (memory.node, order), {}, memory.template)
+        memory.node = self.emit(
+            aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}, memory.template
+        )
 
 
 def _storage(tensor: Tensor) -> int:
