@@ -40,6 +40,7 @@ class Assembly:
         given: source places whose elements some target place has taken.
         settled: places of the target that need no source of their own any more.
         computed: nodes that the source computes from parameters, by the name that pieces give them.
+        wanted: nodes that the target computes from parameters, by the name that pieces give them.
         solved: target tensors that follow from others of the target's.
     """
 
@@ -54,6 +55,7 @@ class Assembly:
     given: set[Place] = dataclasses.field(default_factory=set)
     settled: set[Place] = dataclasses.field(default_factory=set)
     computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
+    wanted: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
     extra: "Extra" = list
 
@@ -79,7 +81,20 @@ def assemble(source: Colouring, target: Colouring, extra: Extra = list) -> Assem
         elif place not in found.settled:
             used |= _elements(place, index, source, target, found)
     found.leftover = [p for p in source.structure.places if p not in used]
+    _solve(found)
     return found
+
+
+def _solve(found: Assembly) -> None:
+    """Replace steps for tensors that the target computes by steps for the parameters that it computes them from."""
+    for name, root in found.wanted.items():
+        mine = [p for p in found.pieces if p.target == name]
+        found.pieces = [p for p in found.pieces if p.target != name]
+        solution = solve(root, found.computed, mine)
+        found.pieces += solution.pieces
+        found.solved |= solution.solved
+    used = {p.source for p in found.pieces}
+    found.computed = {name: node for name, node in found.computed.items() if name in used}
 
 
 class _Index:
@@ -195,7 +210,7 @@ def _carry_chain(
     plain = Elements([], None, None)
     roots = {n.meta["parameter"]: n for n in target.structure.capture.graph.nodes if n.op == "placeholder"}
     for name, node in carried.copies.items():
-        found.pieces.extend(_pieces((roots[name], 0, plain), (node, 0, plain), [(mine, theirs)], found))
+        found.pieces.append(_piece((roots[name], 0, plain), (node, 0, plain), [(mine, theirs)], found))
     for name, value in carried.fills.items():
         numel = torch.Size(roots[name].meta["shape"]).numel()
         found.pieces.append(constant_piece(name, 0, [torch.arange(numel)], value))
@@ -399,8 +414,8 @@ def _join(
                 (block.contracted[block_k[k_both]], other_block.contracted[other_k]),
                 (block.features[block_j[j_both]], other_block.features[other_j]),
             ]
-            found.pieces.extend(
-                _pieces(
+            found.pieces.append(
+                _piece(
                     (block.root, block.offset + _group_offset(geometry, block, group), geometry.elements),
                     (
                         other_block.root,
@@ -430,13 +445,13 @@ def _name_of_root(root: fx.Node) -> str | None:
     return root.meta.get("parameter")
 
 
-def _pieces(
+def _piece(
     target: tuple[fx.Node, int, Elements],
     source: tuple[fx.Node, int, Elements],
     lines: Iterable[tuple[Tensor, Tensor]],
     found: Assembly,
-) -> list[Piece]:
-    """The step for paired element numbers; where a side computes the tensor from others, the steps for those."""
+) -> Piece:
+    """The step for paired element numbers; tensors that a side computes from others are noted."""
     target_root, target_offset, target_elements = target
     source_root, source_offset, source_elements = source
     axes: list[Axis] = []
@@ -451,17 +466,12 @@ def _pieces(
     source_name = _name_of_root(source_root)
     if source_name is None:
         source_name = f"{source_root.meta.get('scope', '')}.{source_root.name}".lstrip(".")
-    target_name = _name_of_root(target_root) or ""
-    piece = Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
-    if _name_of_root(target_root) is None:
-        solution = solve(target_root, source_root, piece)
-        found.solved |= solution.solved
-        pieces = solution.pieces
-    else:
-        pieces = [piece]
-    if _name_of_root(source_root) is None and any(p.source == source_name for p in pieces):
         found.computed[source_name] = source_root
-    return pieces
+    target_name = _name_of_root(target_root)
+    if target_name is None:
+        target_name = target_root.name
+        found.wanted[target_name] = target_root
+    return Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
 
 
 def axes_of(mine: Tensor, theirs: Tensor) -> list[Axis]:
@@ -525,7 +535,7 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             found.extrapolated[_name(place)] = note
         if not missing:
             found.vocabularies.append(sources)
-        my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
+        my_elements, their_elements = _table_of(place), _table_of(other_place)
         my_lines = _table_lines(my_elements, target.structure.role[place.node][3])
         their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
         name = _name_of_root(my_elements.roots[0])
@@ -538,8 +548,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             (my_lines[1][rows], their_lines[1][sources]),
             (my_lines[2][mine], their_lines[2][theirs]),
         ]
-        found.pieces.extend(
-            _pieces(
+        found.pieces.append(
+            _piece(
                 (my_elements.roots[0], my_lines[0], my_elements),
                 (their_elements.roots[0], their_lines[0], their_elements),
                 axes,
@@ -554,6 +564,14 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
 def _with_rank(colours: Tensor) -> Tensor:
     """Colours in which equal ones are told apart by order."""
     return mix(colours, rank_within(colours))
+
+
+def _table_of(place: Place) -> Elements:
+    """Elements that a table holds; a table put together from several tensors counts as computed."""
+    elements, shape = elements_of(place.operand), tuple(place.operand.meta["shape"])
+    if len(elements.roots) == 1:
+        return elements
+    return Elements([place.operand], (0, shape, tuple(torch.empty(shape, device="meta").stride())), None)
 
 
 def _table_lines(elements: Elements, rows_first: bool) -> tuple[int, Tensor, Tensor]:
@@ -623,8 +641,8 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
         used.add(other_place)
         found.pairs.append((other_place, place))
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
-        found.pieces.extend(
-            _pieces(
+        found.pieces.append(
+            _piece(
                 (place.source, 0, _affine_of(my_elements, place)),
                 (other_place.source, 0, _affine_of(their_elements, other_place)),
                 [(mine, theirs)],

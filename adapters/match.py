@@ -20,7 +20,7 @@ from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import ModuleSide, Side
 from pyrosys.adapters.verify import Outcome, certify
-from pyrosys.errors import InputError, PyrosysError, StructureMismatch
+from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
 __all__ = ["match", "match_sides"]
 
@@ -109,15 +109,27 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     which: buffers are taken for state first, and for constants if that fails.
     """
     try:
-        return _match(source, target, tolerance)
+        return _followed(source, target, tolerance)
     except StructureMismatch as mismatch:
         changed = [side.freeze_buffers() for side in (source, target)]
         if not any(changed):
             raise
         try:
-            return _match(source, target, tolerance)
+            return _followed(source, target, tolerance)
         except PyrosysError:
             raise mismatch from None
+
+
+def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:
+    try:
+        return _match(source, target, tolerance)
+    except PyrosysError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CaptureError(
+            f"{source.name} and {target.name} could not be compared: {type(error).__name__}: {error}. One of them does something "
+            "that the engine does not follow; please report the pair."
+        ) from error
 
 
 def _match(source: Side, target: Side, tolerance: float | None) -> Plan:

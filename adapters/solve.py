@@ -32,27 +32,29 @@ class Solution:
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
 
 
-def solve(root: fx.Node, source: fx.Node, piece: Piece) -> Solution:
-    """Steps that make the target's computed tensor what a piece asks for.
+def solve(root: fx.Node, sources: dict[str, fx.Node], pieces: list[Piece]) -> Solution:
+    """Steps that make the target's computed tensor what its pieces ask for.
 
     Args:
         root: the node of the target that computes it.
-        source: the source's node, a parameter or computed too.
-        piece: what the tensor's elements are to be, as if it were a parameter.
+        sources: the source's nodes, parameters or computed too, by the names that the pieces give them.
+        pieces: what the tensor's elements are to be, as if it were a parameter.
 
     Raises:
         StructureMismatch: none of the ways works.
     """
     program = Program.of(root)
     shapes = {n.meta["parameter"]: tuple(n.meta["shape"]) for n in program.nodes if n.op == "placeholder"}
-    whole = piece.is_whole(program.shape, tuple(source.meta["shape"]))
-    if whole and source.op != "placeholder":
-        names = _twins(program, shapes, Program.of(source))
-        if names is not None:
-            return Solution([_copy(mine, theirs, shapes[mine]) for mine, theirs in names.items()])
-    covers = piece.count == torch.Size(program.shape).numel()
-    if covers:
-        for found in (_carried(program, shapes, piece), _scaled(program, shapes, piece)):
+    if sum(p.count for p in pieces) == torch.Size(program.shape).numel():
+        names = {p.source for p in pieces}
+        straight = all(torch.equal(p.numbers("target"), p.numbers("source")) for p in pieces)
+        if len(names) == 1 and straight and all((p.scale, p.shift) == (1.0, 0.0) for p in pieces):
+            source = sources.get(names.pop() or "")
+            if source is not None and source.op != "placeholder":
+                twins = _twins(program, shapes, Program.of(source))
+                if twins is not None:
+                    return Solution([_copy(mine, theirs, shapes[mine]) for mine, theirs in twins.items()])
+        for found in (_carried(program, shapes, pieces), _scaled(program, shapes, pieces)):
             if found is not None:
                 return found
     raise StructureMismatch(
@@ -91,7 +93,7 @@ def _twins(program: Program, shapes: dict[str, tuple[int, ...]], other: Program)
     return None
 
 
-def _carried(program: Program, shapes: dict[str, tuple[int, ...]], piece: Piece) -> Solution | None:
+def _carried(program: Program, shapes: dict[str, tuple[int, ...]], pieces: list[Piece]) -> Solution | None:
     """One parameter as the result itself, with the others zero or one."""
     drawn = _draw(shapes, 2)
     for carrier in shapes:
@@ -105,11 +107,11 @@ def _carried(program: Program, shapes: dict[str, tuple[int, ...]], piece: Piece)
                     dataclasses.replace(_copy(n, "", shapes[n]), source=None, scale=0.0, shift=neutral) for n in others
                 ]
                 fills = [dataclasses.replace(f, axes=tuple(Axis(a.length, 1, 0) for a in f.axes)) for f in fills]
-                return Solution([dataclasses.replace(piece, target=carrier), *fills])
+                return Solution([*(dataclasses.replace(p, target=carrier) for p in pieces), *fills])
     return None
 
 
-def _scaled(program: Program, shapes: dict[str, tuple[int, ...]], piece: Piece) -> Solution | None:
+def _scaled(program: Program, shapes: dict[str, tuple[int, ...]], pieces: list[Piece]) -> Solution | None:
     """One parameter as the wanted value, and a factor that makes up for what the program makes of it."""
     if len(shapes) != 2:
         return None
@@ -121,7 +123,7 @@ def _scaled(program: Program, shapes: dict[str, tuple[int, ...]], piece: Piece) 
         recovery = _recovery(program, carrier, factor, shapes, dims)
         found = recovery.run(drawn)
         if _equal(program.run(drawn | {factor: found}), drawn[carrier]):
-            return Solution([dataclasses.replace(piece, target=carrier)], {factor: recovery})
+            return Solution([dataclasses.replace(p, target=carrier) for p in pieces], {factor: recovery})
     return None
 
 
