@@ -3,6 +3,7 @@
 # make check   ruff, pyright and the docs build, then the tests: what continuous integration runs
 # make docs    build the documentation into build/docs
 # make bench   run the benchmarks
+# make portbench   port weights between the packages of .github/portbench.txt; OPTIONS='--help' says how
 # make cards   compute zoo/cards, the plans for published weights, from the reference implementations
 
 PYTHON ?= python3
@@ -12,18 +13,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .github/constraints.txt
 REFERENCES := .github/references.txt
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP_INSTALL)
+
+# PortBench has an environment of its own: what it compares would not go together with the development tools.
+PORTBENCH := .venv-portbench
+PORTBENCH_PYTHON := $(PORTBENCH)/bin/python
+PORTBENCH_PACKAGES := .github/portbench-imports.txt .github/portbench.txt
+OPTIONS ?=
 
 # Each installation leaves a stamp and is repeated only when what it depends on has changed.
 CORE := $(VENV)/core.stamp
 DEV := $(VENV)/dev.stamp
 
 # One thread for each test worker; without this they compete for the processors.
-test bench cards: export OMP_NUM_THREADS := 1
+test bench cards portbench: export OMP_NUM_THREADS := 1
 
 # In order, so that the counts of the tests close the output of `make check`.
 .NOTPARALLEL:
-.PHONY: bench cards check clean demo docs format lint test types
+.PHONY: bench cards check clean demo docs format lint portbench test types
 
 demo: $(CORE)
 	$(BIN)/pyrosys demo
@@ -56,8 +64,11 @@ bench: $(DEV)
 cards: $(DEV)
 	$(BIN)/python -m tests.reference.cards
 
+portbench: $(PORTBENCH)/packages.stamp
+	$(PORTBENCH_PYTHON) -m tests.portbench $(OPTIONS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PORTBENCH) build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,4 +80,10 @@ $(CORE): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(DEV): $(CORE) $(REFERENCES)
 	$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(INSTALL) --no-deps --ignore-requires-python --requirement $(REFERENCES)
+	touch $@
+
+$(PORTBENCH)/packages.stamp: pyproject.toml $(CONSTRAINTS) $(PORTBENCH_PACKAGES)
+	test -x $(PORTBENCH_PYTHON) || $(PYTHON) -m venv $(PORTBENCH)
+	$(PORTBENCH_PYTHON) $(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable .
+	$(PORTBENCH_PYTHON) $(PIP_INSTALL) --no-deps --ignore-requires-python $(PORTBENCH_PACKAGES:%=--requirement %)
 	touch $@

@@ -1,0 +1,1 @@
+"""The tests: a package, because one of the packages that PortBench installs brings another of this name."""
