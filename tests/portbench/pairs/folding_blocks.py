@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.portbench.pair import Make, Pair, built, drawn, noise, resolve
+from tests.portbench.pair import Make, Pair, built, noise, resolve
 
 SINGLE, PAIR, MSA, PAIR_BIAS, HIDDEN = 12, 20, 14, 10, 12
-AF3 = "alphafold3_pytorch.alphafold3"
 BOLTZ = "boltz.model.layers"
 ESMFOLD = "transformers.models.esm.modeling_esmfold"
 FRAME2SEQ = "frame2seq.openfold.model"
@@ -18,23 +17,6 @@ IGFOLD = "igfold.model.components"
 OPENFOLD3 = "openfold3.core.model"
 PROTENIX = "protenix.model"
 RF3 = "rf3.model.layers"
-
-
-class Prenormed(nn.Module):
-    """A block with the norm before it that others count as a part of it."""
-
-    def __init__(self, width: int, block: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(self.norm(x))
-
-
-def af3(name: str, *, width: int, **kwargs: Any) -> Make:
-    """A block of alphafold3-pytorch, which leaves the norm to the caller."""
-    return drawn(lambda: Prenormed(width, resolve(f"{AF3}.{name}")(dim=width, **kwargs)))
 
 
 def esmfold(name: str, *args: Any, **settings: Any) -> Make:
@@ -148,13 +130,6 @@ TRIANGLES = [
     *triangle_products("outgoing"),
     *triangle_products("incoming"),
     Pair(
-        name="triangle product, outgoing: alphafold3-pytorch | boltz",
-        source=af3("TriangleMultiplication", width=PAIR, mix="outgoing"),
-        target=built(f"{BOLTZ}.triangular_mult.TriangleMultiplicationOutgoing", PAIR, call=boltz_triangle),
-        inputs=pairwise,
-        tags=("split/fuse", "operands", "gate/up"),
-    ),
-    Pair(
         name="triangle product, outgoing: rf3 | boltz",
         source=built(
             f"{RF3}.attention.TriangleMultiplication", PAIR, direction="outgoing", bias=True, use_cuequivariance=False
@@ -181,15 +156,6 @@ TRIANGLES = [
         )
     ),
     Pair(
-        name="triangle attention, start: boltz | alphafold3-pytorch",
-        source=triangle_attention("boltz"),
-        target=af3("TriangleAttention", width=PAIR, heads=3, dim_head=5, node_type="starting"),
-        inputs=pairwise,
-        tags=("split/fuse", "bias"),
-        one_way=True,
-        note="the target has a query bias",
-    ),
-    Pair(
         name="triangle attention, end: boltz | openfold3",
         source=triangle_attention("boltz", starting=False),
         target=triangle_attention("openfold3", starting=False),
@@ -213,14 +179,6 @@ def boltz_outer_product(model: nn.Module, x: Tensor) -> Tensor:
 
 
 boltz_outer = built(f"{BOLTZ}.outer_product_mean.OuterProductMean", MSA, 5, 11, call=boltz_outer_product)
-af3_outer = built(
-    f"{AF3}.OuterProductMean",
-    dim_msa=MSA,
-    dim_pairwise=11,
-    dim_hidden=5,
-    eps=0.0,
-    call=lambda model, x: model(x),
-)
 openfold3_outer = f"{OPENFOLD3}.layers.outer_product_mean.OuterProductMean"
 rf3_outer = f"{RF3}.outer_product.OuterProductMean_AF3"
 OUTER_PRODUCTS = [
@@ -248,15 +206,7 @@ OUTER_PRODUCTS = [
             ("bias",),
             True,
         ),
-        ("boltz | alphafold3-pytorch", boltz_outer, af3_outer, ("split/fuse", "operands"), True),
         ("openfold3 | boltz", built(openfold3_outer, MSA, 11, 5, 0.0), boltz_outer, ("dialect",), False),
-        (
-            "protenix | alphafold3-pytorch",
-            built(f"{PROTENIX}.triangular.layers.OuterProductMean", MSA, 11, 5, 0.0),
-            af3_outer,
-            ("dialect",),
-            False,
-        ),
         (
             "frame2seq | rf3",
             built(f"{FRAME2SEQ}.outer_product_mean.OuterProductMean", MSA, 11, 5, 0.0),
@@ -267,12 +217,11 @@ OUTER_PRODUCTS = [
     )
 ]
 
-boltz_transition = built(f"{BOLTZ}.transition.Transition", MSA, 28)
 protenix_transition = built(f"{PROTENIX}.modules.primitives.Transition", MSA, 2)
 TRANSITIONS = [
     Pair(
         name="transition: boltz | protenix",
-        source=boltz_transition,
+        source=built(f"{BOLTZ}.transition.Transition", MSA, 28),
         target=protenix_transition,
         inputs=wide,
         tags=("gate/up",),
@@ -283,13 +232,6 @@ TRANSITIONS = [
         target=protenix_transition,
         inputs=wide,
         tags=("nesting",),
-    ),
-    Pair(
-        name="transition: alphafold3-pytorch | boltz",
-        source=af3("Transition", width=MSA, expansion_factor=2),
-        target=boltz_transition,
-        inputs=wide,
-        tags=("gate/up", "split/fuse"),
     ),
     Pair(
         name="conditioned transition: boltz | protenix",
@@ -313,11 +255,6 @@ boltz_attention = built(
     f"{BOLTZ}.attention.AttentionPairBias",
     *(SINGLE, PAIR_BIAS, 3),
     call=lambda model, single, pairs: model(single, pairs, full(*single.shape[:2])),
-)
-boltz_averaging = built(
-    f"{BOLTZ}.pair_averaging.PairWeightedAveraging",
-    *(MSA, PAIR, 5, 4),
-    call=lambda model, rows, pairs: model(rows, pairs, full(*pairs.shape[:3]), False),
 )
 ATTENTION = [
     Pair(
@@ -348,24 +285,14 @@ ATTENTION = [
     ),
     Pair(
         name="averaging by pairs: boltz | protenix",
-        source=boltz_averaging,
+        source=built(
+            f"{BOLTZ}.pair_averaging.PairWeightedAveraging",
+            *(MSA, PAIR, 5, 4),
+            call=lambda model, rows, pairs: model(rows, pairs, full(*pairs.shape[:3]), False),
+        ),
         target=built(f"{PROTENIX}.modules.pairformer.MSAPairWeightedAveraging", MSA, 5, PAIR, 4),
         inputs=alignment_and_pairs,
         tags=("nesting",),
-    ),
-    Pair(
-        name="averaging by pairs: boltz | alphafold3-pytorch",
-        source=boltz_averaging,
-        target=built(
-            f"{AF3}.MSAPairWeightedAveraging",
-            dim_msa=MSA,
-            dim_pairwise=PAIR,
-            dim_head=5,
-            heads=4,
-            call=lambda model, rows, pairs: model(msa=rows, pairwise_repr=pairs),
-        ),
-        inputs=alignment_and_pairs,
-        tags=("split/fuse",),
     ),
     Pair(
         name="attention along rows: openfold3 | frame2seq",

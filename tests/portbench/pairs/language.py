@@ -23,6 +23,9 @@ GPT2: dict[str, Any] = NO_TOKENS | {
 }
 BERT: dict[str, Any] = LITTLE | {"intermediate_size": 40, "max_position_embeddings": 12, "type_vocab_size": 2}
 MOE: dict[str, Any] = LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2, "experts_implementation": "eager"}
+ROTARY: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+}
 T5: dict[str, Any] = {
     "vocab_size": 29,
     "d_model": 24,
@@ -34,33 +37,6 @@ T5: dict[str, Any] = {
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,
 }
-
-
-def rotary(part: float = 1.0) -> dict[str, Any]:
-    """Rotary positions on a part of each head."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": part}}
-
-
-def litgpt(**changes: Any) -> Make:
-    """A model of litgpt: Llama, with changes."""
-    settings: dict[str, Any] = {
-        "name": "x",
-        "block_size": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_embd": 24,
-        "vocab_size": 29,
-        "padded_vocab_size": 29,
-        "n_query_groups": 2,
-        "rotary_percentage": 1.0,
-        "parallel_residual": False,
-        "bias": False,
-        "norm_class_name": "RMSNorm",
-        "mlp_class_name": "LLaMAMLP",
-        "intermediate_size": 40,
-        "norm_eps": 1e-6,
-    }
-    return drawn(lambda: resolve("litgpt.GPT")(resolve("litgpt.Config")(**settings | changes)))
 
 
 def torchtune(path: str, *args: Any, **kwargs: Any) -> Make:
@@ -197,22 +173,8 @@ def encoders(name: str, source: Make, target: Make, *tags: str, **more: Any) -> 
 
 llama = hugging_face("Llama", **LLAMA)
 phi3 = hugging_face("Phi3", **LLAMA)
-gemma = hugging_face(
-    "Gemma", **dict(LLAMA, tie_word_embeddings=True), head_dim=6, hidden_activation="gelu_pytorch_tanh"
-)
 gpt2 = hugging_face("GPT2", "LMHeadModel", **GPT2)
-neox = hugging_face("GPTNeoX", **PLAIN, **rotary(), hidden_act="gelu")
-falcon = hugging_face(
-    "Falcon",
-    **LITTLE,
-    **UNTIED,
-    ffn_hidden_size=96,
-    multi_query=True,
-    parallel_attn=True,
-    bias=False,
-    new_decoder_architecture=False,
-    alibi=False,
-)
+neox = hugging_face("GPTNeoX", **PLAIN, **ROTARY, hidden_act="gelu")
 biogpt: dict[str, Any] = {
     "intermediate_size": 40,
     "max_position_embeddings": 12,
@@ -224,18 +186,8 @@ biogpt: dict[str, Any] = {
 }
 bert = hugging_face("Bert", "Model", **BERT)
 t5 = hugging_face("T5", "EncoderModel", **T5)
-mixtral = hugging_face("Mixtral", **MOE)
 
-litgpt_llama = litgpt()
-litgpt_gemma: dict[str, Any] = {"mlp_class_name": "GemmaMLP", "scale_embeddings": True, "gelu_approximate": "tanh"}
-litgpt_norm: dict[str, Any] = {"norm_class_name": "LayerNorm", "norm_eps": 1e-5}
-litgpt_parallel: dict[str, Any] = litgpt_norm | {
-    "mlp_class_name": "GptNeoxMLP",
-    "parallel_residual": True,
-    "n_query_groups": 4,
-}
 SMALL = (29, 2, 4, 2, 24)  # vocabulary, layers, heads, heads of keys and values, width
-tune_llama = torchtune("llama3.llama3", *SMALL, 32, rope_base=10000, intermediate_dim=40, norm_eps=1e-6)
 lens_rotary: dict[str, Any] = {"positional_embedding_type": "rotary", "rotary_dim": 6, "rotary_adjacent_pairs": False}
 curated_bert: dict[str, Any] = {
     "embedding_width": 24,
@@ -268,16 +220,11 @@ mamba = drawn(
 )
 
 LLAMAS = [
-    to_plain("llama: transformers | litgpt", llama, litgpt_llama, "split/fuse", "grouped"),
-    to_plain("llama: transformers | torchtune", llama, tune_llama, "rotary"),
     to_plain(
-        "llama: litgpt | torchtune",
-        litgpt_llama,
-        tune_llama,
-        *("rotary", "split/fuse"),
-        inputs=tokens,
-        target_inputs=None,
-        source_output=None,
+        "llama: transformers | torchtune",
+        llama,
+        torchtune("llama3.llama3", *SMALL, 32, rope_base=10000, intermediate_dim=40, norm_eps=1e-6),
+        "rotary",
     ),
     to_curated(
         "llama: transformers | curated-transformers",
@@ -337,24 +284,11 @@ LLAMAS = [
         "rotary",
     ),
     to_plain(
-        "qwen 2: transformers | litgpt",
-        hugging_face("Qwen2", **LLAMA),
-        litgpt(attn_bias=True),
-        *("split/fuse", "grouped"),
-    ),
-    to_plain(
         "qwen 2: transformers | torchtune",
-        hugging_face("Qwen2", **LLAMA, **rotary()),
+        hugging_face("Qwen2", **LLAMA, **ROTARY),
         torchtune("qwen2.qwen2", *SMALL, 40, 32, norm_eps=1e-6, rope_base=10000.0),
         "rotary",
     ),
-    to_plain(
-        "qwen 3: transformers | litgpt",
-        hugging_face("Qwen3", **LLAMA, head_dim=6),
-        litgpt(norm_qk=True),
-        *("split/fuse", "query norm"),
-    ),
-    to_plain("phi-3: transformers | litgpt", phi3, litgpt_llama, "split/fuse", "gate/up"),
     to_plain(
         "phi-3: transformers | torchtune",
         phi3,
@@ -362,73 +296,17 @@ LLAMAS = [
         *("split/fuse", "gate/up"),
     ),
     to_plain(
-        "stablelm: transformers | litgpt",
-        hugging_face("StableLm", **PLAIN, **rotary(0.34), num_key_value_heads=2, layer_norm_eps=1e-5),
-        litgpt(**litgpt_norm, rotary_percentage=0.34),
-        *("split/fuse", "rotary"),
-    ),
-    to_plain(
-        "olmo 2: transformers | litgpt",
-        hugging_face("Olmo2", **LLAMA),
-        litgpt(
-            norm_qk=True,
-            norm_qk_type="olmo2",
-            post_attention_norm=True,
-            post_mlp_norm=True,
-            norm_1=False,
-            norm_2=False,
-        ),
-        *("split/fuse", "query norm"),
-    ),
-    to_plain(
         "gemma: transformers | torchtune",
-        gemma,
+        hugging_face(
+            "Gemma", **dict(LLAMA, tie_word_embeddings=True), head_dim=6, hidden_activation="gelu_pytorch_tanh"
+        ),
         torchtune("gemma.gemma", 29, 2, 4, 6, 2, 24, 40, 32, norm_eps=1e-6),
         *("rotary", "tied", "offset norm"),
-    ),
-    to_plain(
-        "gemma: transformers | litgpt",
-        gemma,
-        litgpt(name="Gemma-2b", **litgpt_gemma),
-        *("split/fuse", "tied", "offset norm"),
-        one_way=True,
-        note="the head of the target is not tied",
-    ),
-    to_plain(
-        "gemma 2: transformers | litgpt",
-        hugging_face(
-            "Gemma2",
-            **dict(LLAMA, tie_word_embeddings=True),
-            head_dim=6,
-            query_pre_attn_scalar=6,
-            sliding_window=4,
-            attn_implementation="eager",
-        ),
-        litgpt(
-            name="Gemma-2-2b",
-            **litgpt_gemma,
-            post_attention_norm=True,
-            post_mlp_norm=True,
-            attention_logit_softcapping=50.0,
-            final_logit_softcapping=30.0,
-            sliding_window_size=4,
-            sliding_window_indices=[1, 0],
-            attention_scores_scalar=6,
-        ),
-        *("split/fuse", "tied", "offset norm"),
-        one_way=True,
-        note="the head of the target is not tied",
-    ),
-    to_plain(
-        "mixtral: transformers | litgpt",
-        mixtral,
-        litgpt(mlp_class_name="LLaMAMoE", n_expert=3, n_expert_per_token=2),
-        *("experts", "gate/up", "split/fuse"),
     ),
     within(
         "mixtral, all experts at once | mixtral, one by one",
         hugging_face("Mixtral", **dict(MOE, experts_implementation="batched_mm")),
-        mixtral,
+        hugging_face("Mixtral", **MOE),
         "experts",
     ),
 ]
@@ -466,13 +344,6 @@ GPTS = [
         hugging_face("BioGpt", **LITTLE, **biogpt, hidden_act="gelu"),
         *("nesting", "tied"),
     ),
-    to_plain("gpt-neox: transformers | litgpt", neox, litgpt(**litgpt_parallel, bias=True), "per head"),
-    to_plain(
-        "gpt-neox, a third rotary: transformers | litgpt",
-        hugging_face("GPTNeoX", **PLAIN, **rotary(0.34), hidden_act="gelu"),
-        litgpt(**litgpt_parallel, bias=True, rotary_percentage=0.34),
-        *("per head", "rotary"),
-    ),
     to_curated(
         "gpt-neox: transformers | curated-transformers",
         neox,
@@ -494,15 +365,19 @@ GPTS = [
         *("per head", "einsum", "bias"),
         note="the target keeps rotary angles in float32",
     ),
-    to_plain(
-        "falcon: transformers | litgpt",
-        falcon,
-        litgpt(**dict(litgpt_parallel, n_query_groups=1), shared_attention_norm=True, intermediate_size=96),
-        *("grouped", "shared"),
-    ),
     to_curated(
         "falcon: transformers | curated-transformers",
-        falcon,
+        hugging_face(
+            "Falcon",
+            **LITTLE,
+            **UNTIED,
+            ffn_hidden_size=96,
+            multi_query=True,
+            parallel_attn=True,
+            bias=False,
+            new_decoder_architecture=False,
+            alibi=False,
+        ),
         curated(
             "Falcon",
             "FalconCausalLM",
@@ -516,19 +391,6 @@ GPTS = [
             new_decoder_architecture=False,
         ),
         *("grouped", "shared"),
-    ),
-    to_plain(
-        "phi: transformers | litgpt",
-        hugging_face("Phi", **PLAIN, **rotary(0.34), layer_norm_eps=1e-5),
-        litgpt(
-            **litgpt_parallel,
-            bias=True,
-            shared_attention_norm=True,
-            rotary_percentage=0.34,
-            lm_head_bias=True,
-            gelu_approximate="tanh",
-        ),
-        *("split/fuse", "shared", "rotary"),
     ),
 ]
 
