@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.colour import Contraction, Place, Structure
+from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.layout import Elements, blocks, elements_of
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, tensor_arguments
 from pyrosys.adapters.program import Program
+from pyrosys.adapters.structure import Place, Structure
 
 __all__ = ["Chain", "Transfer", "chain_behind", "transfer"]
 
@@ -167,7 +168,7 @@ class _Effect:
                     self.known[node] = self._copied(node, self.known)
         shape = tuple(chain.head.node.meta["shape"])
         last = chain.path[-1] if chain.path else chain.head.node
-        features = chain.structure._features(last, {}).reshape(-1).to(torch.int64)
+        features = chain.structure.features_of(last, {}).reshape(-1).to(torch.int64)
         at = torch.zeros(chain.width, dtype=torch.int64)
         numbered = torch.nonzero(features >= 0).reshape(-1).flip(0)
         at[features[numbered]] = numbered

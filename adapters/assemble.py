@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.affine import chain_behind, transfer
-from pyrosys.adapters.colour import DEAD, Colouring, Contraction, Place, mix
+from pyrosys.adapters.colour import DEAD, Colouring, mix
+from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import rank_within
 from pyrosys.adapters.solve import solve
+from pyrosys.adapters.structure import Place
 
 __all__ = ["Assembly", "assemble"]
 

@@ -56,7 +56,7 @@ class StructureCard:
             name: what to call it; default: the class name.
             output: from the model's output to the tensors that count.
         """
-        from pyrosys.adapters.colour import Structure
+        from pyrosys.adapters.structure import Structure
 
         probe = as_inputs(inputs if inputs is not None else model.example_input_array)[0]
         captured = capture(model, probe, output=output)

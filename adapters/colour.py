@@ -20,34 +20,29 @@ are executed, not interpreted.
 """
 
 import dataclasses
-import functools
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.capture import Capture
-from pyrosys.adapters.layout import Elements, blocks, elements_of
+from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
     backward_dependence,
     forward_dependence,
-    is_layout,
-    is_pointwise,
-    layout_result,
     run_node,
     tensor_arguments,
 )
+from pyrosys.adapters.structure import DECORATIONS, Place, Structure
 from pyrosys.errors import CaptureError
 
-__all__ = ["DEAD", "Colouring", "Family", "Place", "mix"]
+__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix"]
 
 aten = torch.ops.aten
 _HASH_BITS = 42
 _MASK = (1 << _HASH_BITS) - 1
-_ELEMENTWISE_LIMIT = 1 << 24
 SIGNATURE = 4
 """Numbers per element in the numeric stream."""
 
@@ -96,28 +91,6 @@ def deepen(sketch: Tensor, *parts: Any) -> Tensor:
     return ((depth << _HASH_BITS) | (mix(whole, *parts) & _MASK)).to(torch.float64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """One use of one parameter operand.
-
-    Attributes:
-        kind: `"contract"`, `"look up"` or `"elements"`.
-        node: the consuming node (contraction, look-up, decoration, or first node that takes the operand as data).
-        operand: the parameter-only node it takes.
-        source: for `"elements"`, the placeholder whose elements are coloured.
-    """
-
-    kind: str
-    node: fx.Node
-    operand: fx.Node
-    source: Any = None
-    operation: str = ""
-
-    @property
-    def scope(self) -> str:
-        return self.node.meta.get("scope", "")
-
-
 @dataclasses.dataclass
 class Family:
     """Colours of one place: `features` for columns or elements, `rows` for the rows of a look-up table."""
@@ -130,192 +103,6 @@ _UNSEEN = 1e-13  # of the largest gradient: what rounding leaves of one that is 
 
 DEAD = 0
 """The colour of elements that no output depends on."""
-
-
-class Contraction:
-    """Geometry of one contraction of data with a parameter: sums over the contracted positions, and their transposes.
-
-    The parameter operand is addressed as (group, contracted, feature).
-    """
-
-    def __init__(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool):
-        self.node = node
-        self.data = data
-        self.operand = operand
-        self.data_first = data_first
-        self.convolution = node.target is aten.convolution.default
-        shape = tuple(operand.meta["shape"])
-        if self.convolution:
-            self.groups = int(args_of(node)[8])
-            self.features = shape[0] // self.groups
-            self.kernel = shape[2:]
-            if args_of(node)[6]:
-                raise CaptureError(
-                    f"Transposed convolution in {node.meta.get('scope')!r} is not covered by the engine yet."
-                )
-        else:
-            self.groups = shape[0] if len(shape) == 3 else 1
-            self.features = shape[-1] if data_first else shape[-2]
-        self.elements = elements_of(operand)
-        self.blocks = blocks(self.elements, self)
-        _, self.group_index = torch.unique(self.blocks[0].groups, return_inverse=True)
-        self.distinct_groups = int(self.group_index.max()) + 1 if self.groups else 0
-
-    def grid_lines(self, lines: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Element numbers along (group, contracted, feature), from those along the operand's dimensions."""
-        if self.convolution:
-            rows = lines[0].reshape(self.groups, -1)
-            contracted = lines[1]
-            for line in lines[2:]:
-                contracted = (contracted[:, None] + line[None, :]).reshape(-1)
-            return rows[:, 0], contracted, rows[0] - rows[0, 0]
-        head = lines[0] if len(lines) == 3 else torch.zeros(1, dtype=torch.int64)
-        return (head, lines[-2], lines[-1]) if self.data_first else (head, lines[-1], lines[-2])
-
-    def operand_grid(self, operand: Tensor) -> Tensor:
-        """The operand as (group, contracted, feature)."""
-        if self.convolution:
-            return operand.reshape(self.groups, self.features, -1).transpose(1, 2)
-        grid = operand if self.data_first else operand.transpose(-1, -2)
-        return grid if grid.dim() == 3 else grid.unsqueeze(0)
-
-    def _as_rows(self, colours: Tensor) -> Tensor:
-        """(distinct group, feature) colours in the shape that broadcasts against the result."""
-        colours = colours[self.group_index]
-        if self.convolution:
-            return colours.reshape(1, -1, *([1] * len(self.kernel)))
-        line = colours.unsqueeze(-2) if self.data_first else colours.unsqueeze(-1)
-        return line if len(self.operand.meta["shape"]) == 3 else line.squeeze(0)
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Sum over the contracted positions, keeping a feature axis of size one (one per group for convolutions)."""
-        if not self.convolution:
-            return x.sum(-1 if self.data_first else -2, keepdim=True)
-        channels = x.shape[1] // self.groups
-        ones = torch.ones(self.groups, channels, *self.kernel, dtype=x.dtype)
-        return aten.convolution.default(x, ones, None, *args_of(self.node)[3:8], self.groups)
-
-    def expand(self, total: Tensor, numbers: Tensor) -> Tensor:
-        """Result rows from the sums and one number per feature."""
-        if self.convolution and self.groups > 1:
-            total = total.repeat_interleave(self.features, 1)
-        return total * self._as_rows(numbers)
-
-    def project(self, gradient: Tensor, numbers: Tensor) -> Tensor:
-        """Sum over features of gradient times a number per feature, in the shape of `reduce`'s result."""
-        weighted = gradient * self._as_rows(numbers)
-        if not self.convolution:
-            return weighted.sum(-1 if self.data_first else -2, keepdim=True)
-        n, _, *rest = weighted.shape
-        return weighted.reshape(n, self.groups, self.features, *rest).sum(2)
-
-    def spread(self, total: Tensor, x: Tensor) -> Tensor:
-        """The transpose of `reduce`."""
-        if not self.convolution:
-            return total.expand(x.shape)
-        with torch.enable_grad():
-            z = torch.zeros(x.shape, dtype=x.dtype, requires_grad=True)
-            return torch.autograd.grad(self.reduce(z), z, total)[0]
-
-    def per_feature(self, x: Tensor) -> Tensor:
-        """Sum of a result-shaped tensor over everything but features: (distinct group, feature)."""
-        by_group = self.result_grid(x).sum(1)
-        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).index_add_(0, self.group_index, by_group)
-
-    def per_feature_max(self, x: Tensor) -> Tensor:
-        """Largest element of a result-shaped tensor per (distinct group, feature)."""
-        by_group = self.result_grid(x).amax(1)
-        index = self.group_index.unsqueeze(1).expand(by_group.shape)
-        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).scatter_reduce_(
-            0, index, by_group, "amax"
-        )
-
-    def deepest_input(self, sketch: Tensor) -> Tensor:
-        """Largest sketch over the contracted positions, in the shape of `reduce`'s result."""
-        if not self.convolution:
-            return sketch.amax(-1 if self.data_first else -2, keepdim=True)
-        windows = self.windows(sketch)
-        return windows.amax(2).reshape(*windows.shape[:2], *self._positions(sketch))
-
-    def deepest_output(self, sketch: Tensor) -> Tensor:
-        """Largest of a result-shaped sketch over features, in the shape of `reduce`'s result."""
-        if not self.convolution:
-            return sketch.amax(-1 if self.data_first else -2, keepdim=True)
-        n, _, *rest = sketch.shape
-        return sketch.reshape(n, self.groups, self.features, *rest).amax(2)
-
-    def expand_sketch(self, total: Tensor) -> Tensor:
-        if self.convolution and self.groups > 1:
-            return total.repeat_interleave(self.features, 1)
-        return total
-
-    def _positions(self, x: Any) -> tuple[int, ...]:
-        return tuple(self.node.meta["shape"][2:])
-
-    def windows(self, x: Tensor) -> Tensor:
-        """Data as (batch, group, contracted, position) for convolutions; zero outside."""
-        stride, padding, dilation = (_per_dimension(args_of(self.node)[i], len(self.kernel)) for i in (3, 4, 5))
-        index = self._window_index(tuple(x.shape), stride, padding, dilation)
-        n, channels = x.shape[:2]
-        flat = torch.cat([x.reshape(n, channels, -1), torch.zeros(n, channels, 1, dtype=x.dtype)], -1)
-        taps = flat[:, :, index]  # (batch, channel, tap, position)
-        return taps.reshape(n, self.groups, -1, index.shape[-1])
-
-    def _window_index(self, shape: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
-        """(tap, position) -> flat input position, or the one past the end for padding."""
-        size = shape[2:]
-        index = torch.zeros(1, 1, dtype=torch.int64)
-        valid = torch.ones(1, 1, dtype=torch.bool)
-        for extent, kernel, s, p, d, out in zip(
-            size, self.kernel, stride, padding, dilation, self._positions(None), strict=True
-        ):
-            line = torch.arange(out) * s - p + (torch.arange(kernel) * d).unsqueeze(1)
-            inside = (line >= 0) & (line < extent)
-            index = _outer(index * extent, line)
-            valid = _outer(valid.to(torch.int64), inside.to(torch.int64), product=True).bool()
-        return torch.where(valid, index, int(torch.Size(size).numel()))
-
-    def spread_sketch(self, total: Tensor, x: Tensor) -> Tensor:
-        """Largest of `total` over the windows that hold each data element."""
-        if not self.convolution:
-            return total.expand(x.shape)
-        stride, padding, dilation = (_per_dimension(args_of(self.node)[i], len(self.kernel)) for i in (3, 4, 5))
-        index = self._window_index(tuple(x.shape), stride, padding, dilation)
-        n, channels = x.shape[:2]
-        area = int(torch.Size(x.shape[2:]).numel())
-        flat = torch.zeros(n, self.groups, area + 1, dtype=total.dtype)
-        values = total.reshape(n, self.groups, 1, -1).expand(n, self.groups, *index.shape).reshape(n, self.groups, -1)
-        flat.scatter_reduce_(2, index.reshape(1, 1, -1).expand(n, self.groups, -1), values, "amax")
-        grouped = flat[..., :area].repeat_interleave(channels // self.groups, 1)
-        return grouped.reshape(x.shape)
-
-    def data_grid(self, x: Tensor) -> Tensor:
-        """Data as (group, position, contracted)."""
-        if self.convolution:
-            windows = self.windows(x)
-            return windows.permute(1, 0, 3, 2).reshape(self.groups, -1, windows.shape[2])
-        grid = x if self.data_first else x.transpose(-1, -2)
-        return grid if grid.dim() == 3 else grid.unsqueeze(0)
-
-    def result_grid(self, y: Tensor) -> Tensor:
-        """A result-shaped tensor as (group, position, feature)."""
-        if self.convolution:
-            by_group = y.reshape(y.shape[0], self.groups, self.features, -1)
-            return by_group.permute(1, 0, 3, 2).reshape(self.groups, -1, self.features)
-        grid = y if self.data_first else y.transpose(-1, -2)
-        return grid if grid.dim() == 3 else grid.unsqueeze(0)
-
-
-def _per_dimension(value: Any, rank: int) -> list[int]:
-    values = list(value)
-    return values if len(values) == rank else values * rank
-
-
-def _outer(a: Tensor, b: Tensor, product: bool = False) -> Tensor:
-    """Combine (taps, positions) tables of two dimensions into one table over their products."""
-    left, right = a[:, None, :, None], b[None, :, None, :]
-    both = left * right if product else left + right
-    return both.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
 
 
 class _Contract(torch.autograd.Function):
@@ -363,259 +150,6 @@ class _Decorate(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         to_parameter = gradient * x if ctx.product else gradient
         return (gradient * ctx.factor).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None, None
-
-
-_DECORATIONS: dict[Any, bool] = {
-    aten.add.Tensor: False,
-    aten.sub.Tensor: False,
-    aten.mul.Tensor: True,
-    aten.div.Tensor: True,
-}
-
-
-def _neutral(node: fx.Node, operand: fx.Node) -> tuple[float, float]:
-    """Factor and shift that a decoration puts on the data while its parameter is neutral: 1 in a gain, 0 in a bias.
-
-    A parameter may be stored with a factor or less one; the plain numbers beside it belong to the function.
-    """
-    elements = elements_of(operand)
-    if _DECORATIONS[node.target]:
-        gain = elements.shift or elements.scale
-        return (gain if node.target is aten.mul.Tensor else 1 / gain), 0.0
-    if node.target is aten.sub.Tensor:
-        return (-1.0, elements.shift) if args_of(node)[0] is operand else (1.0, -elements.shift)
-    return 1.0, elements.shift * float(node.kwargs.get("alpha", 1))
-
-
-_LOOK_UPS: set[Any] = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
-
-
-class Structure:
-    """A capture sorted into constants, parameter-only nodes, places, and everything else.
-
-    Attributes:
-        places: every use of a parameter, in execution order.
-    """
-
-    def __init__(self, captured: Capture):
-        self.capture = captured
-        self.nodes = [n for n in captured.graph.nodes if n.op == "call_function"]
-        self.constants: dict[fx.Node, Tensor] = {}
-        self.pure: set[fx.Node] = set()
-        self.leaf_sums: set[fx.Node] = set()
-        self.role: dict[fx.Node, Any] = {}
-        self.places: list[Place] = []
-        self.neutral: dict[fx.Node, tuple[float, float]] = {}
-        for node in captured.graph.nodes:
-            if node.op == "get_attr":
-                self.constants[node] = node.meta["constant"]
-            elif node.op == "placeholder":
-                self.pure.add(node)
-            elif node.op == "call_function":
-                self._classify(node)
-
-    def restrict(self, outputs: list[fx.Node]) -> None:
-        """Keep only what these outputs depend on."""
-        needed = set(outputs)
-        for node in reversed(list(self.capture.graph.nodes)):
-            if node in needed:
-                needed.update(node.all_input_nodes)
-        self.capture = dataclasses.replace(self.capture, outputs=outputs)
-        self.nodes = [n for n in self.nodes if n in needed]
-        self.places = [p for p in self.places if p.node in needed]
-        self.constants = {n: v for n, v in self.constants.items() if n in needed}
-
-    @property
-    def widest(self) -> int:
-        """Most terms that a contraction sums over."""
-        contractions = [self.role[p.node][1] for p in self.places if p.kind == "contract"]
-        return max((sum(len(b.contracted) for b in c.blocks) for c in contractions), default=1)
-
-    def reached(self) -> set[str]:
-        """Names of tensors that the outputs depend on."""
-        return {s.meta["parameter"] for place in self.places for s in self.sources(place.operand)}
-
-    def _classify(self, node: fx.Node) -> None:
-        inputs = tensor_arguments(node)
-        if node.target in _LOOK_UPS and self._is_look_up(node):
-            self._look_up(node, inputs[0])
-            return
-        data_constant = any(a in self.constants and a.meta["data"] for a in inputs)
-        if all(a in self.pure or a in self.constants for a in inputs) and not data_constant:
-            self.pure.add(node)
-            return
-        if node.target is aten.add.Tensor:
-            self._find_table(node, inputs)
-        pure = [a for a in inputs if a in self.pure]
-        if not pure:
-            if (is_layout(node) or is_pointwise(node)) and all(
-                a in self.leaf_sums or a in self.constants for a in inputs
-            ):
-                self.leaf_sums.add(node)
-            return
-        if node.target in (aten.mm.default, aten.bmm.default, aten.convolution.default) and len(inputs) == 2:
-            first_is_data = inputs[1] in self.pure
-            data, operand = (inputs[0], inputs[1]) if first_is_data else (inputs[1], inputs[0])
-            if node.target is not aten.convolution.default or first_is_data:
-                self._contraction(node, data, operand, first_is_data)
-                return
-        if node.target in _DECORATIONS and len(inputs) == 2 and len(pure) == 1:
-            other = inputs[0] if inputs[1] in self.pure else inputs[1]
-            divided = node.target is aten.div.Tensor and inputs[0] in self.pure
-            if other not in self.leaf_sums and self._is_data(other) and not divided:
-                self.role[node] = ("decorate", other, pure[0])
-                self.neutral[node] = _neutral(node, pure[0])
-                self._elements(node, pure[0], "gain" if _DECORATIONS[node.target] else "bias")
-                return
-            if other in self.leaf_sums:
-                self.leaf_sums.add(node)
-        for operand in dict.fromkeys(pure):
-            self._elements(node, operand, "data")
-
-    def _is_data(self, node: fx.Node) -> bool:
-        """Whether a node carries the data: an activation, or real-valued inputs."""
-        value = self.constants.get(node)
-        return value is None or (bool(node.meta["data"]) and value.is_floating_point())
-
-    def _contraction(self, node: fx.Node, data: fx.Node, operand: fx.Node, data_first: bool) -> None:
-        value = self.constants.get(data)
-        if value is not None and not value.is_meta and node.target is aten.mm.default:
-            rows = value if data_first else value.t()
-            if rows.is_floating_point() and bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(-1) == 1).all()):
-                self.role[node] = ("look up", rows.argmax(-1), operand, data_first)
-                self.places.append(Place("look up", node, operand))
-                self.leaf_sums.add(node)
-                return
-        self.role[node] = ("contract", Contraction(node, data, operand, data_first))
-        self.places.append(Place("contract", node, operand))
-
-    def _is_look_up(self, node: fx.Node) -> bool:
-        table = args_of(node)[0]
-        indices = [a for a in tensor_arguments(node) if a is not table]
-        if table not in self.pure or not all(a in self.constants for a in indices) or len(table.meta["shape"]) != 2:
-            return False
-        if node.target is aten.embedding.default:
-            return True
-        if node.target is aten.index_select.default:
-            return args_of(node)[1] == 0
-        return len(args_of(node)[1]) == 1
-
-    def _look_up(self, node: fx.Node, table: fx.Node) -> None:
-        places: dict[Any, Any] = {
-            aten.embedding.default: lambda: args_of(node)[1],
-            aten.index_select.default: lambda: args_of(node)[2],
-            aten.index.Tensor: lambda: args_of(node)[1][0],
-        }
-        index_node = places[node.target]()
-        self.role[node] = ("look up", index_node, table, True)
-        self.places.append(Place("look up", node, table))
-        self.leaf_sums.add(node)
-
-    def _find_table(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        """Take rows of a table that are added position by position for a look-up, which is how others write it."""
-        if len(inputs) != 2:
-            return
-        for operand, other in (inputs, inputs[::-1]):
-            if operand not in self.pure or other in self.pure:
-                continue
-            elements = elements_of(operand)
-            rows = _rows_of_table(elements)
-            if rows is None or not (other in self.leaf_sums or self._by_position(rows, other)):
-                continue
-            if operand.op == "placeholder":
-                operand = self._alias(operand, node)
-            self.pure.remove(operand)
-            self.role[operand] = ("look up", rows, elements.roots[0], True)
-            self.places.append(Place("look up", operand, elements.roots[0]))
-            self.leaf_sums.add(operand)
-
-    def _alias(self, parameter: fx.Node, user: fx.Node) -> fx.Node:
-        """A node of its own for a parameter's use in one place."""
-        with self.capture.graph.inserting_before(user):
-            alias = self.capture.graph.call_function(aten.alias.default, (parameter,))
-        alias.meta.update(user.meta, shape=parameter.meta["shape"], dtype=parameter.meta["dtype"])
-        user.replace_input_with(parameter, alias)
-        self.nodes.insert(self.nodes.index(user), alias)
-        self.pure.add(alias)
-        return alias
-
-    def _by_position(self, rows: Tensor, data: fx.Node) -> bool:
-        """Whether the axes along which rows of a table change are positions of the data, not features of a contraction."""
-        features = self._features(data, {})
-        if features is None or rows.dim() >= features.dim() or not bool((features >= 0).any()):
-            return False
-        shape = features.shape[:-1]
-        rows = (
-            rows.expand(shape)
-            if rows.dim() == len(shape)
-            else rows.reshape((1,) * (len(shape) - rows.dim()) + rows.shape)
-        )
-        for axis in range(rows.dim()):
-            if rows.shape[axis] > 1 and bool((rows.narrow(axis, 0, 1) != rows).any()):
-                highest = features.amax(axis, keepdim=True)
-                if bool(((features >= 0) & (features != highest)).any()):
-                    return False
-        return True
-
-    def _features(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        """For each element of a node, which feature of the contraction before it it is; -1 where there is none."""
-        if node not in known:
-            known[node] = self._find_features(node, known)
-        return known[node]
-
-    def _find_features(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        role, shape = self.role.get(node, ("plain",)), tuple(node.meta.get("shape", ()))
-        if role[0] == "contract":
-            numbers = torch.arange(role[1].distinct_groups * role[1].features, dtype=torch.float64)
-            return role[1]._as_rows(numbers.reshape(role[1].distinct_groups, -1)).expand(shape)
-        none = torch.full(shape, -1.0, dtype=torch.float64)
-        if role[0] == "look up" or node in self.pure or node in self.constants:
-            return none
-        if node.target is operator.getitem or is_layout(node):
-            return layout_result(node, lambda a: self._features(a, known)) if is_layout(node) else none
-        if role[0] == "decorate" or is_pointwise(node):
-            found = [self._features(a, known) for a in tensor_arguments(node)]
-            return functools.reduce(torch.maximum, found).expand(shape) if found else none
-        return none
-
-    def _elements(self, node: fx.Node, operand: fx.Node, operation: str) -> None:
-        self.role.setdefault(node, ("plain",))
-        roots = elements_of(operand).roots if operation != "data" else []
-        for source in roots if roots and all(r.op == "placeholder" for r in roots) else self.sources(operand):
-            numel = torch.Size(source.meta["shape"]).numel()
-            if numel > _ELEMENTWISE_LIMIT:
-                raise CaptureError(
-                    f"Parameter {source.meta['parameter']!r} with {numel} elements is used element by element in "
-                    f"{node.meta.get('scope')!r} ({node.target}); the engine colours at most {_ELEMENTWISE_LIMIT} such elements."
-                )
-            self.places.append(Place("elements", node, operand, source, operation))
-
-    def sources(self, operand: fx.Node) -> list[fx.Node]:
-        """Placeholders on which a parameter-only node depends, in order of first use."""
-        found: dict[fx.Node, None] = {}
-        stack = [operand]
-        while stack:
-            node = stack.pop()
-            if node.op == "placeholder":
-                found[node] = None
-            elif node.op == "call_function":
-                stack.extend(reversed(tensor_arguments(node)))
-        return list(found)
-
-
-def _rows_of_table(elements: Elements) -> Tensor | None:
-    """Which rows of its parameter an operand holds, when that is several whole rows of a table, and nothing else."""
-    (root, *more), plain = elements.roots, (elements.scale, elements.shift) == (1.0, 0.0)
-    if more or root.op != "placeholder" or not plain or elements.strided is None:
-        return None
-    table = [n for n in root.meta["shape"] if n != 1]
-    offset, size, stride = elements.strided
-    if len(table) != 2 or not size or size[-1] != table[1] or stride[-1] != 1 or offset % table[1]:
-        return None
-    if any(s % table[1] for n, s in zip(size[:-1], stride[:-1], strict=True) if n > 1):
-        return None
-    rows = dataclasses.replace(elements, strided=(offset, size[:-1], stride[:-1])).numbers() // table[1]
-    return rows if len(torch.unique(rows)) > 1 else None
 
 
 @dataclasses.dataclass
@@ -771,7 +305,7 @@ class Colouring:
                     if role[0] == "decorate":
                         parameter = operands[node, role[2]]
                         values[node] = _Decorate.apply(
-                            values[role[1]], parameter, _DECORATIONS[node.target], *structure.neutral[node]
+                            values[role[1]], parameter, DECORATIONS[node.target], *structure.neutral[node]
                         )
                     else:
                         values[node] = run_node(
@@ -874,7 +408,7 @@ class Colouring:
                 if role[0] == "contract":
                     geometry: Contraction = role[1]
                     deepest = geometry.deepest_input(sketch(geometry.data))
-                    colours = geometry._as_rows(self.families[self.place_of(node)].features)
+                    colours = geometry.as_rows(self.families[self.place_of(node)].features)
                     sketches[node] = deepen(geometry.expand_sketch(deepest), colours, 5)
                 elif role[0] == "look up":
                     record, family = self.records[node], self.families[self.place_of(node)]
@@ -918,7 +452,7 @@ class Colouring:
             here = reach[node]
             if role[0] == "contract":
                 geometry: Contraction = role[1]
-                colours = geometry._as_rows(self.families[self.place_of(node)].features)
+                colours = geometry.as_rows(self.families[self.place_of(node)].features)
                 deep = deepen(here, colours, 6)
                 deep = torch.where(here == NONE, NONE, deep)
                 add(geometry.data, geometry.spread_sketch(geometry.deepest_output(deep), value(geometry.data)))

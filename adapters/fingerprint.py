@@ -19,8 +19,9 @@ import torch
 from torch import fx, nn
 
 from pyrosys.adapters.capture import OutputSelector, as_inputs, capture
-from pyrosys.adapters.colour import Contraction, Place, Structure
+from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.operations import tensor_arguments
+from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import InputError
 
 __all__ = ["VERSION", "Fingerprint", "fingerprint", "upstream"]

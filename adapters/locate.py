@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.colour import Colouring, Contraction, Place, Structure
+from pyrosys.adapters.colour import Colouring
+from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.sides import Side
+from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import PyrosysError
 
 __all__ = ["difference_under_colours", "difference_under_plan", "structural_difference"]

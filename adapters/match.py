@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
-from pyrosys.adapters.colour import Colouring, Place, Structure
+from pyrosys.adapters.colour import Colouring
 from pyrosys.adapters.locate import difference_under_colours, difference_under_plan, structural_difference
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.piece import Piece
@@ -19,6 +19,7 @@ from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 

@@ -1,7 +1,7 @@
 """Which outputs of two models correspond."""
 
-from pyrosys.adapters.colour import Structure
 from pyrosys.adapters.sides import Side
+from pyrosys.adapters.structure import Structure
 from pyrosys.errors import StructureMismatch
 
 __all__ = ["align_outputs"]

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Place, Streams, mix
+from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams, mix
+from pyrosys.adapters.structure import Place
 
 __all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.capture import Capture, share_equal_nodes
-from pyrosys.adapters.colour import Structure
 from pyrosys.adapters.execute import execute
+from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import random_state
 
 __all__ = ["share_equal_work"]

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from pyrosys.adapters.capture import Inputs, as_inputs
 from pyrosys.adapters.certificate import Certificate, Comparison, versions
-from pyrosys.adapters.colour import Place, Structure
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import CaptureError, VerificationError
 
 if TYPE_CHECKING:
