@@ -458,11 +458,28 @@ class _Recorder(TorchDispatchMode):
                 raise CaptureError(
                     "Expected in-place writes into dense memory, found a write through overlapping views."
                 )
-            args = (memory.node, node, list(geometry.shape), list(geometry.stride()), geometry.storage_offset())
-            memory.node = self.emit(aten.as_strided_scatter.default, args, {}, template)
+            memory.node = self.put(memory, node, geometry)
         memory.version += 1
         if isinstance(target, Traced):
             target.node, target.version = node, memory.version
+
+    def put(self, memory: _Memory, value: fx.Node, geometry: Tensor) -> fx.Node:
+        """The memory with a value at the places of a view; not by `as_strided_scatter`, two of which have a wrong gradient."""
+        template = memory.template
+        places = torch.arange(template.numel()).as_strided(geometry.shape, geometry.stride(), geometry.storage_offset())
+        args = (self.line(memory.node), [self.constant(places.reshape(-1))], self.line(value))
+        filled = self.emit(aten.index_put.default, args, {}, template.reshape(-1))
+        return self.emit(aten.reshape.default, (filled, list(template.shape)), {}, template)
+
+    def line(self, node: fx.Node) -> fx.Node:
+        """A node's elements in one line; of a constant, another constant."""
+        if node.op == "get_attr":
+            line = node.meta["constant"].reshape(-1)
+            if node.meta["data"]:
+                self.mark_data(line)
+            return self.constant(line)
+        like = torch.empty(torch.Size(node.meta["shape"]).numel(), dtype=node.meta["dtype"], device="meta")
+        return self.emit(aten.reshape.default, (node, [-1]), {}, like)
 
     def straighten(self, memory: _Memory) -> None:
         """Take memory whose axes lie in another order for a tensor with the axes in order of storage."""

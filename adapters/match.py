@@ -14,7 +14,7 @@ from pyrosys.adapters.colour import Colouring
 from pyrosys.adapters.locate import difference_under_colours, difference_under_plan, structural_difference
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.piece import Piece
-from pyrosys.adapters.plan import Plan, specs_of
+from pyrosys.adapters.plan import Plan, sampled, specs_of
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.share import share_equal_work
@@ -368,6 +368,7 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         extrapolated=assembly.extrapolated,
         zero=zero,
         equal=equal,
+        constants={n: sampled(source_state[n]) for n in sorted(captures[0].derived) if not source_state[n].is_meta},
         computed=computed,
         solved=assembly.solved,
         notes=tuple(dict.fromkeys([*assembly.ambiguous, *_partly_unseen(unseen, captures[1].tensors)])),

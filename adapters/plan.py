@@ -7,6 +7,7 @@ tensor at a time, and turned round. It holds no code and no weights.
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -21,7 +22,7 @@ from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
 from pyrosys.errors import PlanError, WeightsError
 
-__all__ = ["FORMAT", "Plan"]
+__all__ = ["FORMAT", "Plan", "sampled"]
 
 FORMAT = "pyrosys-plan/1"
 
@@ -63,6 +64,7 @@ class Plan:
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
         zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
         equal: source tensors that must equal another, because the target ties them.
+        constants: source buffers that the target has as constants, with some of the numbers that they must hold.
         computed: tensors that the source computes from others before it uses them, by the name that pieces give them.
         solved: target tensors that follow from others of the target's (the gain of a weight norm).
         output_order: source position of each target position on the last axis of outputs of that length, when the two
@@ -85,6 +87,7 @@ class Plan:
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     zero: dict[str, float] = dataclasses.field(default_factory=dict)
     equal: dict[str, str] = dataclasses.field(default_factory=dict)
+    constants: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     computed: dict[str, Program] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -167,6 +170,12 @@ class Plan:
                     "Use a target that has this parameter."
                 )
 
+        for name, numbers in self.constants.items():
+            if name in source and not _holds(source[name], numbers):
+                raise WeightsError(
+                    f"Expected the buffer {name!r} to hold the values that it had when the plan was made, because the target has "
+                    "them as constants; it does not. Match the models again with these weights."
+                )
         for name, other in self.equal.items():
             if not torch.equal(source[name], source[other]):
                 raise WeightsError(
@@ -294,6 +303,7 @@ class Plan:
             "extrapolated": self.extrapolated,
             "zero": self.zero,
             "equal": self.equal,
+            "constants": {name: [_as_json(x) for x in numbers] for name, numbers in self.constants.items()},
             "computed": {name: program.to_json() for name, program in self.computed.items()},
             "solved": {name: program.to_json() for name, program in self.solved.items()},
             "output_order": None if self.output_order is None else list(self.output_order),
@@ -354,6 +364,7 @@ class Plan:
                 extrapolated=dict(data["extrapolated"]),
                 zero={n: float(v) for n, v in data["zero"].items()},
                 equal=dict(data["equal"]),
+                constants={n: tuple(map(float, numbers)) for n, numbers in data.get("constants", {}).items()},
                 computed={n: Program.from_json(p) for n, p in data.get("computed", {}).items()},
                 solved={n: Program.from_json(p) for n, p in data.get("solved", {}).items()},
                 output_order=None if data["output_order"] is None else tuple(int(i) for i in data["output_order"]),
@@ -395,6 +406,27 @@ class Plan:
 
 def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+_SAMPLES = 64
+
+
+def sampled(tensor: Tensor) -> tuple[float, ...]:
+    """Numbers spread over a tensor, by which it is known again."""
+    flat = tensor.detach().reshape(-1).to(torch.float64)
+    return tuple(flat[:: max(1, -(-len(flat) // _SAMPLES))].tolist())
+
+
+def _as_json(number: float) -> float | str:
+    """A number; infinities, which JSON lacks, in words."""
+    return number if math.isfinite(number) else str(number)
+
+
+def _holds(tensor: Tensor, numbers: tuple[float, ...]) -> bool:
+    """Whether the samples of a tensor are these numbers, as exactly as its precision says."""
+    found, wanted = torch.tensor(sampled(tensor)), torch.tensor(numbers)
+    step = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=4 * max(step, 1e-7), atol=1e-30)
 
 
 class _Tied:

@@ -352,10 +352,11 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     left, right = (
         ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
     )
-    structures = Structure(left.capture()), Structure(right.capture())
-    align_outputs(left, right, structures)
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
-    certificate, failed, _ = certify(plan, left, right, structures, tolerance=None, order=order)
+    certificate, failed = _certified(plan, left, right, order)
+    changed = [side.freeze_buffers() for side in (left, right)] if failed is not None else []
+    if any(changed):  # they were constants to `match`
+        certificate, failed = _certified(plan, left, right, order)
     if failed is not None:
         c = failed.comparison
         raise VerificationError(
@@ -363,3 +364,12 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
             f"({c.parameters} parameters, {c.precision}; allowed {c.tolerance:.1e}). Match them again to see where they part."
         )
     return certificate
+
+
+def _certified(
+    plan: "Plan", left: ModuleSide, right: ModuleSide, order: Tensor | None
+) -> tuple[Certificate, Outcome | None]:
+    structures = Structure(left.capture()), Structure(right.capture())
+    align_outputs(left, right, structures)
+    certificate, failed, _ = certify(plan, left, right, structures, tolerance=None, order=order)
+    return certificate, failed

@@ -1,0 +1,222 @@
+"""One function spelled in two ways: small models, one for each mechanism, ported both ways and compared on fresh inputs."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyrosys import Plan, StructureMismatch, match
+from pyrosys.errors import CaptureError, PlanError, WeightsError
+from tests.adapters.twins import randomise
+
+WIDTH, INNER, OUT = 6, 5, 4
+
+
+class Gated(nn.Module):
+    """A gate, from one map or two, and a norm before any order of features is known."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.norm, self.output = form, nn.LayerNorm(INNER), nn.Linear(INNER, OUT)
+        widths = [INNER, INNER] if form == "two" else [2 * INNER]
+        self.maps = nn.ModuleList(nn.Linear(WIDTH, width) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "glu":
+            return self.output(self.norm(F.glu(self.maps[0](x))))
+        value, gate = self.maps[0](x).chunk(2, -1) if self.form == "fused" else (m(x) for m in self.maps)
+        return self.output(self.norm(value * gate.sigmoid()))
+
+
+class Placed(nn.Module):
+    """Learned positions: looked up, cut out of the table, or the table as it is."""
+
+    def __init__(self, form: str, rows: int = 4) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
+        self.positions = nn.Parameter(torch.randn(*((1,) if form == "batched" else ()), rows, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "looked up":
+            places = F.embedding(torch.arange(x.shape[1])[None], self.positions)
+        else:
+            places = self.positions[: x.shape[1]] if self.form == "cut out" else self.positions
+        return self.output((self.inner(x) + places).relu())
+
+
+class Heads(nn.Module):
+    """A bias of two axes, heads and features, which is no table of positions."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.inner, self.output = nn.Linear(WIDTH, 6, bias=False), nn.Linear(6, OUT)
+        self.bias = nn.Parameter(torch.randn(2, 3) if form == "two axes" else torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x).unflatten(-1, (2, 3)) + self.bias.reshape(2, 3)
+        return self.output(y.softmax(-2).flatten(-2))
+
+
+class Weighted(nn.Module):
+    """A weight for each head, before or after a sum over what it weighs; positive, with a constant factor somewhere."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, 12), nn.Linear(3, OUT)
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, weight = self.inner(x).unflatten(-1, (3, 4)).square(), F.softplus(self.weight)
+        if self.form == "before":
+            return self.output((y * (0.3 * weight)[:, None]).sum(-1).tanh())
+        return self.output((y.sum(-1) * weight * 0.3).tanh())
+
+
+class Scaled(nn.Module):
+    """Fixed factors: numbers in the code, or a buffer that is saved."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
+        if form == "buffer":
+            self.register_buffer("factors", torch.linspace(0.5, 2.0, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors if self.form == "buffer" else torch.linspace(0.5, 2.0, WIDTH)
+        return self.output((self.inner(x) * factors).tanh())
+
+
+class Masked(nn.Module):
+    """Causal attention with minus infinity in the code, or in a buffer that is saved."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.query, self.key = form, nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER)
+        self.output = nn.Linear(WIDTH, OUT)
+        if form == "buffer":
+            self.register_buffer("hidden", torch.tensor(float("-inf")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).mT
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        hidden = self.hidden if self.form == "buffer" else torch.tensor(float("-inf"), dtype=scores.dtype)
+        return self.output(torch.where(seen, scores, hidden).softmax(-1) @ x)
+
+
+class Written(nn.Module):
+    """A table filled in place through views of views, or put together."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, 2), nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        if self.form == "in place":
+            turns = y.new_zeros(*y.shape[:-1], 2, 2)
+            turns[..., 0, 0] = y[..., 0]
+            turns[..., 0, 1] = y[..., 1].sin()
+            turns[..., 1, :] = y
+        else:
+            turns = torch.stack([torch.stack([y[..., 0], y[..., 1].sin()], -1), y], -2)
+        return self.output((turns @ x.unflatten(-1, (2, 3))).flatten(-2))
+
+
+CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
+    "gated, fused | two maps": (Gated, "fused", "two"),
+    "gated, glu | two maps": (Gated, "glu", "two"),
+    "positions looked up | cut out": (partial(Placed, rows=9), "looked up", "cut out"),
+    "positions looked up | added": (Placed, "looked up", "added"),
+    "positions looked up | added, with a batch axis": (Placed, "looked up", "batched"),
+    "bias of two axes | one": (Heads, "two axes", "one axis"),
+    "weight before a sum | after": (Weighted, "before", "after"),
+    "factors in a buffer | in the code": (Scaled, "buffer", "code"),
+    "infinity in a buffer | in the code": (Masked, "buffer", "code"),
+    "written in place | put together": (Written, "in place", "together"),
+}
+
+
+def example(seed: int) -> Tensor:
+    return torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def models(name: str, *, turned: bool = False) -> tuple[nn.Module, nn.Module]:
+    make, first, second = CASES[name]
+    source, target = (second, first) if turned else (first, second)
+    return randomise(make(source), 1), randomise(make(target), 2)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_spelling_does_not_matter(name: str, turned: bool) -> None:
+    source, target = models(name, turned=turned)
+    plan = match(source, target, (example(0),))
+    target.load_state_dict(plan.apply(source.state_dict()))
+    with torch.no_grad():
+        expected, found = source(example(1)), target(example(1))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_plan_asks_for_the_constants_it_was_made_with() -> None:
+    source, target = models("factors in a buffer | in the code")
+    plan = match(source, target, (example(0),))
+    state = source.state_dict()
+    assert "factors" in plan.unused
+    plan.apply({name: tensor.bfloat16() for name, tensor in state.items()})
+    with pytest.raises(WeightsError, match="the buffer 'factors' to hold the values that it had"):
+        plan.apply({**state, "factors": 2 * state["factors"]})
+
+
+def test_key_biases_are_unobservable() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.joined, self.output = nn.Linear(WIDTH, 3 * INNER), nn.Linear(INNER, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, key, value = self.joined(x).chunk(3, -1)
+            return self.output((query @ key.mT).softmax(-1) @ value)
+
+    source, target = randomise(Attention(), 1), randomise(Attention(), 2)
+    plan = match(source, target, (example(0),))
+    assert plan.unobservable == ("joined.bias",)
+    assert plan.certificate is not None
+    assert plan.certificate.unobservable == ("joined.bias",)
+    assert f"{INNER} of {3 * INNER} elements of joined.bias cannot be seen in the outputs" in plan.notes
+
+
+def test_a_plan_that_merges_tensors_is_saved_and_cannot_be_inverted(tmp_path) -> None:
+    source = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, INNER)), nn.ReLU(), nn.Linear(INNER, OUT)
+    )
+    target = nn.Sequential(nn.Linear(WIDTH, INNER), nn.ReLU(), nn.Linear(INNER, OUT))
+    plan = match(randomise(source, 1), randomise(target, 2), (example(0),))
+    plan.save(tmp_path / "plan.json")
+    read = Plan.load(tmp_path / "plan.json")
+    state = source.state_dict()
+    for name, tensor in plan.apply(state).items():
+        assert torch.equal(tensor, read.apply(state, target.state_dict())[name])
+    with pytest.raises(PlanError, match="which cannot be undone"):
+        plan.invert()
+
+
+def test_a_router_of_experts_is_refused() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(WIDTH, 3)
+            self.experts = nn.ModuleList(nn.Linear(WIDTH, OUT) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(0, -2)
+            chosen, out = self.router(flat).argmax(-1), flat.new_zeros(len(flat), OUT)
+            for number, expert in enumerate(self.experts):
+                (rows,) = torch.where(chosen == number)
+                out = out.index_add(0, rows, expert(flat[rows]))
+            return out
+
+    with pytest.raises((CaptureError, StructureMismatch)):
+        match(randomise(Routed(), 1), randomise(Routed(), 2), (example(0),))
