@@ -78,6 +78,8 @@ class Weighted(nn.Module):
 class Scaled(nn.Module):
     """Fixed factors: numbers in the code, or a buffer that is saved."""
 
+    factors: Tensor
+
     def __init__(self, form: str) -> None:
         super().__init__()
         self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
@@ -91,6 +93,8 @@ class Scaled(nn.Module):
 
 class Masked(nn.Module):
     """Causal attention with minus infinity in the code, or in a buffer that is saved."""
+
+    hidden: Tensor
 
     def __init__(self, form: str) -> None:
         super().__init__()
