@@ -16,7 +16,10 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 import pyrosys
 from pyrosys import Inputs
-from pyrosys.zoo.esm import ALPHABET, ESM, PADDING, ESMConfig
+from pyrosys.adapters.fingerprint import of_structure
+from pyrosys.adapters.structure import Structure
+from pyrosys.catalogue import Layout, build
+from pyrosys.zoo.esm import ALPHABET, ESM, PADDING, SIZES, ESMConfig
 
 CONFIGS = {
     "esm2": ESMConfig(layers=2, width=24, heads=4),
@@ -120,3 +123,12 @@ def test_weights_go_from_each_implementation_to_each(family: str, source: str, t
     ours.load_state_dict(plan.apply(theirs.state_dict()))
     for expected, found in zip(outputs(source, theirs.double()), outputs(target, ours.double()), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if not name.startswith("esm1v") or name.endswith("-1")])
+def test_every_official_size_has_the_structure_of_the_reference(name: str) -> None:
+    layout = Layout.of(name)
+    with torch.device("meta"):
+        model = build(name).eval()
+    structure = Structure(layout.side(model).capture())
+    assert of_structure(structure).whole == layout.card.fingerprint
