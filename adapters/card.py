@@ -167,6 +167,10 @@ class CardSide:
         """A card's constants are fixed."""
         return False
 
+    def merge_products(self) -> bool:
+        """A card's graph stays as it is."""
+        return False
+
     def state(self) -> Mapping[str, Tensor]:
         if self.weights is not None:
             return self.weights

@@ -1,7 +1,9 @@
 """Match two models by structure: capture both, colour both in step, pair, and prove the result by running it."""
 
+import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,19 +108,20 @@ def _sides(
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
     """`match` on prepared sides.
 
-    A buffer that meets the data may be state (running statistics) or a table (rotary angles), and only the other model tells
-    which: buffers are taken for state first, and for constants if that fails.
+    A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
+    (rotary angles), and matrices in a row may be layers or a low-rank update. Only the other model tells which. The plain
+    reading comes first, and the others where it fails and they make a difference.
     """
     try:
         return _followed(source, target, tolerance)
-    except StructureMismatch as mismatch:
-        changed = [side.freeze_buffers() for side in (source, target)]
-        if not any(changed):
-            raise
-        try:
-            return _followed(source, target, tolerance)
-        except PyrosysError:
-            raise mismatch from None
+    except StructureMismatch as error:
+        mismatch = error
+    for change in (operator.methodcaller("freeze_buffers"), operator.methodcaller("merge_products")):
+        changed = [change(side) for side in (source, target)]
+        if any(changed):
+            with contextlib.suppress(PyrosysError):
+                return _followed(source, target, tolerance)
+    raise mismatch
 
 
 def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:

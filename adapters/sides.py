@@ -20,6 +20,7 @@ from pyrosys.adapters.capture import (
     shadow,
 )
 from pyrosys.adapters.precision import Widen, default_dtype
+from pyrosys.adapters.products import merge_products
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["ModuleSide", "Side"]
@@ -36,6 +37,8 @@ class Side(Protocol):
     def choose(self, outputs: list[int]) -> None: ...
 
     def freeze_buffers(self) -> bool: ...
+
+    def merge_products(self) -> bool: ...
 
     def state(self) -> Mapping[str, Tensor]: ...
 
@@ -60,13 +63,21 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
         self.frozen = False
+        self.merging = False
         self.state_buffers: frozenset[str] = frozenset()
 
     def capture(self, probe: int = 0) -> Capture:
         """The forward pass on one probe."""
         captured = capture(self.model, self.probes[probe], output=self.select, frozen=self.frozen)
         self.state_buffers = captured.buffers & captured.reached
+        if self.merging:
+            merge_products(captured)
         return captured
+
+    def merge_products(self) -> bool:
+        """Take products of matrices together from now on; whether that changes anything."""
+        self.merging = True
+        return merge_products(capture(self.model, self.probes[0], output=self.select, frozen=self.frozen))
 
     def freeze_buffers(self) -> bool:
         """Take buffers for constants from now on; whether that changes anything."""

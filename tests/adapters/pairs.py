@@ -939,7 +939,6 @@ TWINS = [
         other(Twin.FineTuned, merged=True),
         features,
         ("low-rank update",),
-        one_way=True,
     ),
     Pair("lstm", draw(Twin.Recurrent, "LSTM"), other(Twin.HandRecurrent, "LSTM"), features, ("gate order",)),
     Pair("gru", draw(Twin.Recurrent, "GRU"), other(Twin.HandRecurrent, "GRU"), features, ("gate order",)),

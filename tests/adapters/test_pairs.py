@@ -40,7 +40,6 @@ NOT_COVERED = frozenset(
         "depthwise convolution, reversed",
         "gru",
         "gru, reversed",
-        "low-rank update, merged",
         "lstm",
         "lstm, reversed",
         "lstm, two layers in both directions",
