@@ -17,7 +17,7 @@ from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
-from pyrosys.adapters.refine import rank_within
+from pyrosys.adapters.refine import order_by_group, rank_within
 from pyrosys.adapters.solve import solve
 from pyrosys.adapters.structure import Place
 
@@ -39,6 +39,7 @@ class Assembly:
         leftover: places of the source that no target takes.
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
+        met: for each paired contraction of the source, which of its contracted positions a target took.
         given: source places whose elements some target place has taken.
         settled: places of the target that need no source of their own any more.
         computed: nodes that the source computes from parameters, by the name that pieces give them.
@@ -54,6 +55,7 @@ class Assembly:
     leftover: list[Place] = dataclasses.field(default_factory=list)
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
+    met: dict[Place, Tensor] = dataclasses.field(default_factory=dict)
     given: set[Place] = dataclasses.field(default_factory=set)
     settled: set[Place] = dataclasses.field(default_factory=set)
     computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
@@ -83,6 +85,12 @@ def assemble(source: Colouring, target: Colouring, extra: Extra = list) -> Assem
         elif place not in found.settled:
             used |= _elements(place, index, source, target, found)
     found.leftover = [p for p in source.structure.places if p not in used]
+    for place, taken in found.met.items():
+        if not bool(taken.all()):
+            found.ambiguous.append(
+                f"{int((~taken).sum())} input features of {_name(place)} are zero on every probe and have no place in the target; "
+                "on inputs on which they are not, the two models differ"
+            )
     _solve(found)
     return found
 
@@ -142,7 +150,7 @@ class _Index:
 def _contraction(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
-    contracted = geometry.operand_grid(torch.empty(place.operand.meta["shape"], device="meta")).shape[1]
+    contracted = _contracted(geometry)
     used: set[Place] = set()
     covered = torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64)
     for number, (mine, theirs) in index.pairs("contract", colours).items():
@@ -171,6 +179,8 @@ def _contraction(place: Place, index: _Index, source: Colouring, target: Colouri
                 found.blind.append(place)
         used.add(other_place)
         found.pairs.append((other_place, place))
+        taken = found.met.setdefault(other_place, torch.zeros(_contracted(other), dtype=torch.bool))
+        taken[theirs_k] = True
         other, chained = _carry_chain(place, mine, other_place, theirs, source, target, found)
         used |= chained
         width = geometry.features
@@ -190,6 +200,11 @@ def _contraction(place: Place, index: _Index, source: Colouring, target: Colouri
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
     _silence(geometry, ~live, contracted, found)
     return used
+
+
+def _contracted(geometry: Contraction) -> int:
+    """Number of contracted positions."""
+    return geometry.operand_grid(torch.empty(geometry.operand.meta["shape"], device="meta")).shape[1]
 
 
 def _carry_chain(
@@ -320,7 +335,7 @@ def _nearest_pairs(
     alone = torch.bincount(a[mine], minlength=int(a.max()) + 1)[a[mine]] == 1 if len(mine) else mine == mine
     for number in range(_LINES):
         line = torch.randn(left.shape[1], generator=generator, dtype=torch.float64)
-        order, other = _by_group(a[mine], left[mine] @ line), _by_group(b[theirs], right[theirs] @ line)
+        order, other = order_by_group(a[mine], left[mine] @ line), order_by_group(b[theirs], right[theirs] @ line)
         mine, theirs = mine[order], theirs[other]
         agreed = partner[mine] == theirs
         if number == 0:
@@ -336,17 +351,11 @@ def _nearest_pairs(
     return mine, theirs, mine[_doubles(a[mine], left[mine], right[theirs])]
 
 
-def _by_group(group: Tensor, value: Tensor) -> Tensor:
-    """The order by group, and by value within one."""
-    by_value = torch.argsort(value, stable=True)
-    return by_value[torch.argsort(group[by_value], stable=True)]
-
-
 def _doubles(group: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Paired positions that are no farther from another one of their side than from their partner, give or take."""
     found = torch.zeros(len(group), dtype=torch.bool)
     noise = (left - right).abs().amax(1)
-    order = _by_group(group, left.sum(1))
+    order = order_by_group(group, left.sum(1))
     group, left, noise = group[order], left[order], noise[order]
     for step in (1, 2, 3):
         if len(group) > step:

@@ -139,7 +139,7 @@ def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     if name == "copy":
         return lookup(args_of(node)[1]).expand(_shape(lookup(args_of(node)[0])))
     if _accumulates(node):
-        base, places, added = (_mapped(a, lookup) for a in args_of(node)[:3])
+        base, places, added = map_arg(args_of(node)[:3], lookup)
         at = _places(base, places)
         flat = base.reshape(-1).clone()
         return flat.scatter_reduce_(0, at.reshape(-1), added.expand(at.shape).reshape(-1), "amax").reshape(base.shape)
@@ -154,10 +154,6 @@ def _accumulates(node: fx.Node) -> bool:
     """Whether the node adds at given places, so that elements meet."""
     args = args_of(node)
     return _name(node) == "index_put" and bool(node.kwargs.get("accumulate", args[3] if len(args) > 3 else False))
-
-
-def _mapped(argument: Any, lookup: Callable[[fx.Node], Any]) -> Any:
-    return map_arg(argument, lookup)
 
 
 def _places(base: Tensor, places: list[Tensor | None]) -> Tensor:

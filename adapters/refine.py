@@ -17,7 +17,7 @@ from torch import Tensor
 from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams, mix
 from pyrosys.adapters.structure import Place
 
-__all__ = ["Refinement", "group_by_numbers", "rank_within", "refine"]
+__all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "refine"]
 
 _ROUNDS = 12
 _REWARD = 2
@@ -397,8 +397,7 @@ def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor
     """Groups split by one column of numbers, and which elements are in conflict."""
     if not len(groups):
         return groups, torch.zeros(0, dtype=torch.bool)
-    by_value = torch.argsort(values, stable=True)
-    order = by_value[torch.argsort(groups[by_value], stable=True)]
+    order = order_by_group(groups, values)
     group, value, own = groups[order], values[order], side[order]
     count = int(group[-1]) + 1
     noise = torch.zeros(count, dtype=torch.float64).scatter_reduce_(
@@ -413,6 +412,12 @@ def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor
     result = torch.empty_like(part)
     result[order] = part
     return result, conflict[groups]
+
+
+def order_by_group(group: Tensor, value: Tensor) -> Tensor:
+    """The order by group, and by value within one."""
+    by_value = torch.argsort(value, stable=True)
+    return by_value[torch.argsort(group[by_value], stable=True)]
 
 
 def _distance_to_other(group: Tensor, value: Tensor, side: Tensor) -> Tensor:

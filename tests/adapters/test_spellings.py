@@ -207,6 +207,17 @@ def test_a_plan_that_merges_tensors_is_saved_and_cannot_be_inverted(tmp_path) ->
         plan.invert()
 
 
+@pytest.mark.parametrize("operation", ["from_file.default", "add_.Tensor", "no_such.default"])
+def test_a_record_calls_no_operation_that_reads_or_changes_something_else(operation: str) -> None:
+    source = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, INNER)), nn.Linear(INNER, OUT))
+    target = nn.Sequential(nn.Linear(WIDTH, INNER), nn.Linear(INNER, OUT))
+    data = match(randomise(source, 1), randomise(target, 2), (example(0),)).to_json()
+    (program,) = data["computed"].values()
+    program[-1]["call"] = operation
+    with pytest.raises(WeightsError, match="torch has none that a record may call"):
+        Plan.from_json(data)
+
+
 def test_a_router_of_experts_is_refused() -> None:
     class Routed(nn.Module):
         def __init__(self) -> None:
@@ -224,3 +235,19 @@ def test_a_router_of_experts_is_refused() -> None:
 
     with pytest.raises((CaptureError, StructureMismatch)):
         match(randomise(Routed(), 1), randomise(Routed(), 2), (example(0),))
+
+
+def test_a_plan_notes_columns_that_it_drops() -> None:
+    class Padded(nn.Module):
+        def __init__(self, spare: int) -> None:
+            super().__init__()
+            self.spare, self.inner, self.output = spare, nn.Linear(WIDTH + spare, INNER), nn.Linear(INNER, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(self.inner(F.pad(x, (0, self.spare))).tanh())
+
+    plan = match(randomise(Padded(2), 1), randomise(Padded(0), 2), (example(0),))
+    (note,) = plan.notes
+    assert note.startswith(
+        "2 input features of inner.weight (inner) are zero on every probe and have no place in the target"
+    )
