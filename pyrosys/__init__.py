@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
+    from pyrosys.publishing import Published, publish
     from pyrosys.structure import Structure, read_structure
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Model",
     "Plan",
     "Port",
+    "Published",
     "PyrosysError",
     "Structure",
     "StructureCard",
@@ -40,6 +42,7 @@ __all__ = [
     "match",
     "modules",
     "port",
+    "publish",
     "read_structure",
     "zoo",
 ]
@@ -52,6 +55,7 @@ _NAMES = {
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
+    "pyrosys.publishing": ("Published", "publish"),
     "pyrosys.structure": ("Structure", "read_structure"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pyrosys.adapters.sides import ModuleSide
     from pyrosys.model import Model
 
-__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "without_initialisation"]
+__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "model_class", "without_initialisation"]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
@@ -84,9 +84,17 @@ def build(name: str) -> Model:
     Raises:
         SourceError: There is no model of this name.
     """
-    module, _, family = _entry(name)["class"].partition(":")
-    imported = importlib.import_module(module)
-    return getattr(imported, family)(imported.SIZES[name])
+    kind = model_class(_entry(name)["class"])
+    assert kind is not None  # the zoo's own
+    return kind(importlib.import_module(kind.__module__).SIZES[name])
+
+
+def model_class(reference: Any) -> type[Model] | None:
+    """The class of the zoo that ``module:Class`` names; nothing else is ever imported."""
+    if not any(reference == entry["class"] for entry in _entries().values()):
+        return None
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
@@ -180,10 +188,11 @@ class Layout:
 
         from pyrosys.adapters.capture import Inputs, shadow
         from pyrosys.adapters.sides import ModuleSide
+        from pyrosys.porting import calling
 
-        twin, family, output = shadow(model), type(model), self.output
+        twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
-        twin.__class__ = type(family.__name__, (family,), {"forward": getattr(family, output)})
+        twin = calling(twin, self.output)
         tensors = load_file(self.path("probe.safetensors"))
         inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
         return ModuleSide(twin.eval(), [inputs], None)
