@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, modules, zoo
     from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
-    from pyrosys.catalogue import info, list_models, load
+    from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
     from pyrosys.publishing import Published, publish
@@ -51,8 +52,9 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
-    "pyrosys.catalogue": ("info", "list_models", "load"),
+    "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
     "pyrosys.publishing": ("Published", "publish"),

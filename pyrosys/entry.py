@@ -19,8 +19,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,31 @@ from pyrosys.adapters.execute import execute
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.records import MALFORMED
 from pyrosys.adapters.sides import ModuleSide
-from pyrosys.errors import InputError, VerificationError, WeightsError
+from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
-from pyrosys.hub.manifest import check_files
+from pyrosys.hub.digest import Expected
+from pyrosys.hub.manifest import MANIFEST, check_files, manifest_digest
 from pyrosys.hub.safetensors_file import SafetensorsFile
+from pyrosys.hub.sources import Source
 from pyrosys.hub.strict_json import parse_object
 from pyrosys.model import Model
 from pyrosys.porting import calling, fill, state_for
 
-__all__ = ["CONFIG", "LARGE", "PROBE", "README", "STRUCTURE", "Entry", "Probe"]
+__all__ = [
+    "CONFIG",
+    "LARGE",
+    "PROBE",
+    "README",
+    "STRUCTURE",
+    "Entry",
+    "Probe",
+    "entry_address",
+    "is_web_address",
+    "open_first",
+]
 
 CONFIG, STRUCTURE, PROBE, README = "config.json", "structure.json", "probe.safetensors", "README.md"
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?", re.ASCII)
 PROBE_FORMAT = "pyrosys-probe/1"
 LARGEST_JSON = 500_000_000  # bytes
 LARGE = (
@@ -142,17 +157,30 @@ class Entry:
             )
 
     @staticmethod
-    def open(address: str | Path, *, offline: bool | None = None) -> Entry:
+    def open(name: str | Path, *, hub: str | Path | None = None, offline: bool | None = None) -> Entry:
         """Fetch an entry, if need be, and check its files.
+
+        Args:
+            name: ``organisation/name``, an ``hf://`` address, or a folder.
+            hub: Where ``organisation/name`` is: the address of a hub, or a directory that serves as one.
+            offline: Whether to do without the network.
 
         Raises:
             SourceError: It could not be obtained.
             WeightsError: It is not an entry, or not a sound one.
         """
+        address = entry_address(name, hub)
         folder = fetch(address, offline=offline)
         if not folder.is_dir():
-            raise WeightsError(f"Expected {address} to be a published entry, a folder, found a file.")
-        return Entry(folder, str(address))
+            raise WeightsError(f"Expected {address} to be a published entry, which is a folder, found a file.")
+        return Entry(folder, address)
+
+    @property
+    def pinned_address(self) -> str:
+        """The address of what the entry is now, whatever is published under its name later; for a folder, its path."""
+        if not self.address.startswith("hf://"):
+            return str(self.folder.resolve())
+        return f"{self.address.partition('@')[0]}@{self.folder.name}"  # a snapshot is called by its commit
 
     # What is in it
 
@@ -264,6 +292,17 @@ class Entry:
         """
         self.probe.compare(run_model(calling(model), self.card().inputs), f"{type(model).__name__} from {self.address}")
 
+    def check_signature(self, public_key: Path) -> None:
+        """Check that the entry was signed with the private key that belongs to a public one.
+
+        Raises:
+            IntegrityError: It was not signed, not with that key, or has been changed since.
+            MissingExtra: ``pyrosys[sign]`` is not installed.
+        """
+        from pyrosys.hub.signature import check_signature
+
+        check_signature(self.folder, public_key)
+
     def _empty(self) -> Model:
         """The model without weights, on the meta device."""
         from pyrosys.catalogue import model_class
@@ -287,6 +326,48 @@ class Entry:
                 return kind(configuration(**fields)).eval()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{CONFIG} of {self.address} does not describe a {name}: {error}.") from error
+
+
+def open_first(sources: Iterable[Source], *, offline: bool | None = None) -> Entry:
+    """Open an entry that several places hold, trying them in turn; the digest on record is that of its manifest.
+
+    Raises:
+        SourceError: No place has it.
+        IntegrityError: The only place has another one.
+    """
+    failures: list[Exception] = []
+    for source in sources:
+        address = source["uri"].removesuffix(f"/{MANIFEST}")
+        try:
+            entry = Entry.open(address, offline=offline)
+            Expected(source.get("sha256")).check_sha256(manifest_digest(entry.folder), f"the manifest of {address}")
+            return entry
+        except (SourceError, WeightsError) as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    raise SourceError(
+        "\n".join([f"None of {len(failures)} sources provided the entry:", *(f"- {e}" for e in failures)])
+    )
+
+
+def entry_address(name: str | Path, hub: str | Path | None = None) -> str:
+    """The address that `pyrosys.hub.fetch` takes for an entry.
+
+    Example:
+        >>> entry_address("lab/model"), entry_address("lab/model", "/shared/hub")
+        ('hf://lab/model', '/shared/hub/lab/model')
+    """
+    if hub is not None and not is_web_address(hub):
+        return str(Path(hub).expanduser() / name)
+    if isinstance(name, str) and NAME.fullmatch(name) and not Path(name).is_dir():
+        return f"hf://{name}"
+    return str(name)
+
+
+def is_web_address(hub: str | Path) -> bool:
+    """Whether a hub is a server, not a directory."""
+    return re.match("https?://", str(hub)) is not None
 
 
 def run_card(card: StructureCard, state: Mapping[str, Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from pyrosys.adapters.sides import ModuleSide
 from pyrosys.errors import InputError, PlanError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
 
-__all__ = ["Port", "calling", "fill", "port", "probes_for", "state_for"]
+if TYPE_CHECKING:
+    from pyrosys.entry import Entry
+
+__all__ = ["Port", "calling", "fill", "form_of", "port", "state_for"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Port:
 
 
 def port(
-    checkpoint: str | Path | Mapping[str, Tensor],
+    checkpoint: str | Path | Mapping[str, Tensor] | Entry,
     target: nn.Module,
     *,
     source: nn.Module | StructureCard | None = None,
@@ -100,9 +103,9 @@ def port(
             raise InputError(
                 "A structure card has its own inputs and outputs. Pass target_inputs and target_output only."
             )
-        probes = probes_for(source, target_inputs)
+        probes = as_inputs(form_of(source.inputs, target_inputs))
         state: Mapping[str, Tensor] = state_for(source, weights)
-        plan = match_sides(CardSide(source, state), ModuleSide(target, probes, target_output), tolerance)
+        plan = match_sides(CardSide(source, state), ModuleSide(calling(target), probes, target_output), tolerance)
     else:
         loaded = _with_weights(source, weights)
         state = loaded.state_dict()
@@ -182,16 +185,16 @@ def calling(model: nn.Module, method: str | None = None) -> nn.Module:
     return twin
 
 
-def probes_for(card: StructureCard, inputs: Any) -> list[Inputs]:
-    """The probe of a card in the form that another model takes.
+def form_of(example: Inputs, inputs: Any) -> Any:
+    """An example in the form that another model takes.
 
     Args:
-        card: The card, whose own probe is taken where there are no inputs.
-        inputs: The probe in that form, or a function that gives it, called with the arguments of the probe.
+        example: The example.
+        inputs: That form of it, or a function that makes it, called with its arguments; by default it is the same.
     """
-    if callable(inputs) and not isinstance(inputs, Inputs):
-        inputs = inputs(*card.inputs.args, **card.inputs.kwargs)
-    return as_inputs(card.inputs if inputs is None else inputs)
+    if callable(inputs):
+        return inputs(*example.args, **example.kwargs)
+    return example if inputs is None else inputs
 
 
 def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -224,16 +227,16 @@ def _published(checkpoint: Any, part: str) -> tuple[StructureCard, Mapping[str, 
     """The structure card and the weights of an entry or of a part of it, after a check that they are what was published."""
     from pyrosys.entry import Entry
 
-    if not isinstance(checkpoint, (str, Path)):
+    if not isinstance(checkpoint, (str, Path, Entry)):
         raise InputError(
             "Expected the source that the checkpoint is for, found none. Pass a module or a structure card."
         )
-    entry = Entry.open(checkpoint)
+    entry = checkpoint if isinstance(checkpoint, Entry) else Entry.open(checkpoint)
     entry.check()
     return entry.card(part), entry.weights(part)
 
 
-def _open(checkpoint: str | Path | Mapping[str, Tensor], allow_pickle: bool) -> Mapping[str, Tensor]:
+def _open(checkpoint: str | Path | Mapping[str, Tensor] | Entry, allow_pickle: bool) -> Mapping[str, Tensor]:
     if isinstance(checkpoint, (str, Path)):
         return read_weights(fetch(checkpoint), allow_pickle=allow_pickle)
     if not isinstance(checkpoint, Mapping):

@@ -7,8 +7,7 @@ import dataclasses
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import rounding_response
 from pyrosys.catalogue import model_class
-from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, run_card
+from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
 from pyrosys.errors import InputError, PublishError, PyrosysError, WeightsError
 from pyrosys.hub import check_finite, read_weights, tensor_digest, write_weights
 from pyrosys.hub.cache import Cache
-from pyrosys.hub.directory import move_entry, present_entry
+from pyrosys.hub.directory import move_entry, present_entry, staging
 from pyrosys.hub.files import replacing, require_space
 from pyrosys.hub.manifest import MANIFEST, manifest_digest, write_manifest
 from pyrosys.hub.model_card import ModelCard
@@ -130,16 +129,15 @@ def publish(
         WeightsError: The model holds NaN, infinity, or what is no tensor.
 
     Example:
-        >>> import tempfile
-        >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>>         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
         >>> with tempfile.TemporaryDirectory() as hub:
         ...     publish(model, "lab/small", hub=hub, inputs=(torch.randn(4, 3),)).files["model.safetensors"]
         416
     """
     if not NAME.fullmatch(name):
         raise InputError(f"Expected a name as organisation/name, of letters, digits, dots, dashes, found {name!r}.")
-    directory = _directory(hub)
-    with _workspace(directory, name, hub) as staged:
+    directory = None if hub is None or is_web_address(hub) else Path(hub).expanduser()
+    with staging(directory or Cache().root / "publishing") as staged:
         parent = present_entry(directory / name) if directory is not None else None
         card, unreached = _write(
             staged,
@@ -187,27 +185,6 @@ def publish(
         )
 
 
-def _directory(hub: str | Path | None) -> Path | None:
-    """The directory that serves as a hub, if it is not an address."""
-    if hub is None or re.match("https?://", str(hub)):
-        return None
-    return Path(hub).expanduser()
-
-
-@contextlib.contextmanager
-def _workspace(directory: Path | None, name: str, hub: str | Path | None) -> Iterator[Path]:
-    """An empty folder to write the entry in; what a process that was killed has left there is removed."""
-    if directory is None:
-        with Cache().workspace(f"publish {hub or ''} {name}") as folder:
-            staged = folder / "entry"
-            staged.mkdir()
-            yield staged
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pyrosys-", dir=directory, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
 # Writing
 
 
@@ -230,7 +207,7 @@ def _write(
     state = _state(model)
     require_space(folder, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     card = StructureCard.of(runnable, probe, name=type(model).__name__, output=output)
-    parts = _parts(runnable, probe, card)
+    parts = _parts(model, {**record_calls(model, probe), **record_calls(runnable, probe)}, card)
     example = _example(runnable, probe, output, card, state)
     write_shards(folder, state, shard_size)
     structure = _structure(model, card, parts, state, example, about)
@@ -382,11 +359,10 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 # Parts
 
 
-def _parts(model: nn.Module, probe: Inputs, whole: StructureCard) -> dict[str, StructureCard]:
+def _parts(model: nn.Module, calls: Mapping[str, Inputs], whole: StructureCard) -> dict[str, StructureCard]:
     """Cards of submodules, each on the inputs that it gets when the whole runs; of equal ones the first."""
     cards: dict[str, StructureCard] = {}
     known = {whole.fingerprint}
-    calls = record_calls(model, probe)
     for name in sorted(calls, key=lambda name: name.count(".")):
         module = model.get_submodule(name)
         if len(cards) == MOST_PARTS or not any(True for _ in module.parameters()):

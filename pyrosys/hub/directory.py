@@ -2,15 +2,36 @@
 
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pyrosys.errors import PublishError
 from pyrosys.hub.files import flush
 from pyrosys.hub.manifest import MANIFEST, manifest_digest
 
-__all__ = ["move_entry", "present_entry"]
+__all__ = ["move_entry", "present_entry", "staging"]
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """An empty folder to write an entry in, hidden in another folder; what killed processes have left there is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for lock in parent.glob(".pyrosys-*.lock"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+    folder = parent / f".pyrosys-{uuid.uuid4().hex}"
+    lock = folder.with_suffix(".lock")
+    with FileLock(lock):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def present_entry(place: Path) -> str | None:

@@ -19,7 +19,7 @@ from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["fetch_hugging_face"]
+__all__ = ["explained", "fetch_hugging_face"]
 
 ADDRESS = re.compile(
     r"hf://(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w.-]*))?(/(?P<file>.+))?", flags=re.ASCII
@@ -34,6 +34,8 @@ ENTRY_FILES = [
     "structure.json",
     "probe.safetensors",
     "README.md",
+    "model.sig",
+    "manifest.json",
 ]
 
 
@@ -71,7 +73,7 @@ def _fetch_file(uri: str, repository: str, revision: str, file: str, expected: E
     if not offline and expected.sha256 is not None:
         path = _find_cached(uri, repository, revision, file, expected)
     if path is None:
-        with _explained(uri, offline):
+        with explained(uri, offline):
             path = _download(repository, revision, file, offline)
         _verify(path, uri, expected)
     if file.endswith(INDEX_SUFFIX):
@@ -85,7 +87,7 @@ def _fetch_file(uri: str, repository: str, revision: str, file: str, expected: E
 def _find_cached(uri: str, repository: str, revision: str, file: str, expected: Expected) -> Path | None:
     """Look for a file with a known digest in the cache; anything else there may be out of date."""
     try:
-        with _explained(uri, offline=True):
+        with explained(uri, offline=True):
             path = _download(repository, revision, file, offline=True)
         _verify(path, uri, expected)
     except (SourceError, IntegrityError):
@@ -94,7 +96,7 @@ def _find_cached(uri: str, repository: str, revision: str, file: str, expected: 
 
 
 def _fetch_folder(uri: str, repository: str, revision: str, offline: bool) -> Path:
-    with _explained(uri, offline):
+    with explained(uri, offline):
         folder = Path(
             huggingface_hub.snapshot_download(
                 repository,
@@ -162,7 +164,7 @@ def _progress_bars(progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(uri: str, offline: bool) -> Iterator[None]:
+def explained(uri: str, offline: bool) -> Iterator[None]:
     """Turn the client's errors into ours.
 
     Raises:
