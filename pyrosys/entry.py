@@ -170,7 +170,13 @@ class Entry:
             WeightsError: It is not an entry, or not a sound one.
         """
         address = entry_address(name, hub)
-        folder = fetch(address, offline=offline)
+        if address.startswith("hf://"):
+            from pyrosys.hub.hugging_face import on_hub  # its client takes a while to import
+
+            with on_hub(str(hub) if hub is not None else None):
+                folder = fetch(address, offline=offline)
+        else:
+            folder = fetch(address, offline=offline)
         if not folder.is_dir():
             raise WeightsError(f"Expected {address} to be a published entry, which is a folder, found a file.")
         return Entry(folder, address)

@@ -175,7 +175,7 @@ def calling(model: nn.Module, method: str | None = None) -> nn.Module:
         model: Any module; left as it is.
         method: By default the one that a model of the zoo names, and ``forward`` for other modules.
     """
-    method = method or getattr(model, "complete_method", "forward")
+    method = method or str(getattr(model, "complete_method", "forward"))
     if method == "forward":
         return model
     kind, twin = type(model), shadow(model)

@@ -174,7 +174,7 @@ def publish(
         uploaded = upload_entry(
             staged,
             name,
-            endpoint=None if hub is None else str(hub),
+            hub=None if hub is None else str(hub),
             token=token,
             private=private,
             tag=tag,

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import huggingface_hub
@@ -19,7 +20,7 @@ from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["explained", "fetch_hugging_face"]
+__all__ = ["endpoint", "explained", "fetch_hugging_face", "on_hub"]
 
 ADDRESS = re.compile(
     r"hf://(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w.-]*))?(/(?P<file>.+))?", flags=re.ASCII
@@ -37,6 +38,24 @@ ENTRY_FILES = [
     "model.sig",
     "manifest.json",
 ]
+
+
+_hub: ContextVar[str | None] = ContextVar("hub", default=None)
+
+
+def endpoint() -> str | None:
+    """The address of the hub; the client reads ``HF_ENDPOINT`` when it is imported, here a later change counts."""
+    return _hub.get() or os.environ.get("HF_ENDPOINT")
+
+
+@contextmanager
+def on_hub(address: str | None) -> Iterator[None]:
+    """Fetch from the hub at another address for a while."""
+    token = _hub.set(address)
+    try:
+        yield
+    finally:
+        _hub.reset(token)
 
 
 def fetch_hugging_face(uri: str, *, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -103,7 +122,7 @@ def _fetch_folder(uri: str, repository: str, revision: str, offline: bool) -> Pa
                 revision=revision,
                 allow_patterns=ENTRY_FILES,
                 local_files_only=offline,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+                endpoint=endpoint(),
             )
         )
     if not any((folder / name).exists() for name in WEIGHTS_FILES):
@@ -117,9 +136,8 @@ def _fetch_folder(uri: str, repository: str, revision: str, offline: bool) -> Pa
 
 
 def _download(repository: str, revision: str, file: str, offline: bool) -> Path:
-    # The client reads HF_ENDPOINT when it is imported; passing it allows for a later change.
     path = huggingface_hub.hf_hub_download(
-        repository, file, revision=revision, local_files_only=offline, endpoint=os.environ.get("HF_ENDPOINT")
+        repository, file, revision=revision, local_files_only=offline, endpoint=endpoint()
     )
     return Path(path)
 

@@ -1,12 +1,10 @@
 """Whether a source is there and is what is on record, for a file on a hub without downloading it."""
 
-import os
-
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
 from pyrosys.errors import InputError, SourceError
 from pyrosys.hub.digest import Expected
-from pyrosys.hub.hugging_face import ADDRESS, LFS_DIGEST, explained
+from pyrosys.hub.hugging_face import ADDRESS, LFS_DIGEST, endpoint, explained
 from pyrosys.hub.sources import Source, fetch
 
 __all__ = ["reach"]
@@ -40,9 +38,9 @@ def _ask_hub(uri: str, expected: Expected) -> None:
     if address is None or address["file"] is None:
         raise InputError(f"Expected hf://org/repo@revision/file, found {uri!r}.")
     with explained(uri, offline=False):
-        endpoint = os.environ.get("HF_ENDPOINT")
-        url = hf_hub_url(address["repository"], address["file"], revision=address["revision"], endpoint=endpoint)
-        found = get_hf_file_metadata(url, endpoint=endpoint)
+        place = address["repository"], address["file"]
+        url = hf_hub_url(*place, revision=address["revision"], endpoint=endpoint())
+        found = get_hf_file_metadata(url, endpoint=endpoint())
     if found.size is not None:
         expected.check_size(found.size, uri)
     if found.etag and LFS_DIGEST.fullmatch(found.etag):

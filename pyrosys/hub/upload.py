@@ -1,22 +1,21 @@
 """Bring an entry to a Hugging Face Hub: one commit on top of what was there, then a tag."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import is_xet_available
 
+import pyrosys
 from pyrosys.errors import PublishError
+from pyrosys.hub.hugging_face import endpoint
 from pyrosys.hub.manifest import MANIFEST, manifest_digest, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX
 
-__all__ = ["Uploaded", "upload_entry"]
+__all__ = ["Uploaded", "connect", "upload_entry"]
 
 ADVICE = {
     401: "It does not know who you are, or does not accept your token: log in with `hf auth login`, or set HF_TOKEN.",
@@ -37,11 +36,17 @@ class Uploaded:
     tag: str
 
 
+def connect(hub: str | None = None, token: str | None = None) -> HfApi:
+    """The client of a hub, which says who asks."""
+    library = {"library_name": "pyrosys", "library_version": pyrosys.__version__}
+    return HfApi(endpoint=hub or endpoint(), token=token, **library)
+
+
 def upload_entry(
     folder: Path,
     repository: str,
     *,
-    endpoint: str | None = None,
+    hub: str | None = None,
     token: str | None = None,
     private: bool = False,
     tag: str | None = None,
@@ -55,7 +60,7 @@ def upload_entry(
     Args:
         folder: The entry, complete.
         repository: Its name on the hub; it is created if need be.
-        endpoint: The address of the hub; by default ``HF_ENDPOINT``, or the Hugging Face Hub itself.
+        hub: The address of the hub; by default ``HF_ENDPOINT``, or the Hugging Face Hub itself.
         token: By default that of ``hf auth login`` or ``HF_TOKEN``.
         private: Whether a repository that is created is private.
         tag: By default one made of the entry's digest.
@@ -64,7 +69,7 @@ def upload_entry(
     Raises:
         PublishError: It is not permitted, the hub cannot be reached, or another process was first.
     """
-    api = HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT"), token=token, library_name="pyrosys")
+    api = connect(hub, token)
     tag = tag or f"entry-{manifest_digest(folder)[:16]}"
     with _explained(repository, api.endpoint):
         api.create_repo(repository, private=private, exist_ok=True)
@@ -93,7 +98,7 @@ def _commit(api: HfApi, folder: Path, repository: str, head: ModelInfo, message:
     try:
         api.preupload_lfs_files(repository, files, free_memory=False)
     except Exception:
-        if not is_xet_available():
+        if constants.HF_HUB_DISABLE_XET:
             raise
         files = additions()
         with _without_xet():  # a hub that has no route to Xet's store takes large files in the older way
@@ -157,7 +162,7 @@ def _explained(repository: str, endpoint: str) -> Iterator[None]:
         status = error.response.status_code
         answer = f"the hub answered {status} ({error.server_message or error})"
         raise PublishError(f"Could not publish {where}: {answer}. {ADVICE.get(status, 'Try again later.')}") from error
-    except (httpx.HTTPError, OSError) as error:
-        raise PublishError(f"Could not reach {where}: {error}. Check the connection and try again.") from error
     except Exception as error:  # the client raises errors of several libraries
-        raise PublishError(f"Could not publish {where}: {type(error).__name__}: {error}") from error
+        raise PublishError(
+            f"Could not publish {where}: {type(error).__name__}: {error}. Check the connection and try again."
+        ) from error
