@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs, evaluation_mode, quiet_kernels
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import versions
+from pyrosys.adapters.fingerprint import NOTHING, of_outputs
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
-from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import rounding_response
 from pyrosys.catalogue import model_class
 from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
@@ -282,6 +282,7 @@ def _structure(
     tokens = getattr(alphabet, "tokens", alphabet)
     data = {
         **card.to_json(),
+        "outputs_alone": of_outputs(card.captured),
         "parts": {name: part.to_json() for name, part in parts.items()},
         "integers": integers,
         "order": order,
@@ -334,6 +335,7 @@ def _model_card(
         name=name,
         fingerprint=card.fingerprint,
         parts={part: of.fingerprint for part, of in parts.items()},
+        further=[*of_outputs(card.captured), *(card.fingerprints[part] for part in parts if part in card.fingerprints)],
         facts=facts,
         checks=[
             f"The {len(state)} tensors were read back from the files and are equal bit for bit.",
@@ -362,23 +364,18 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _parts(model: nn.Module, calls: Mapping[str, Inputs], whole: StructureCard) -> dict[str, StructureCard]:
     """Cards of submodules, each on the inputs that it gets when the whole runs; of equal ones the first."""
     cards: dict[str, StructureCard] = {}
-    known = {whole.fingerprint}
+    known = {*NOTHING, whole.fingerprint}
     for name in sorted(calls, key=lambda name: name.count(".")):
         module = model.get_submodule(name)
         if len(cards) == MOST_PARTS or not any(True for _ in module.parameters()):
             continue
         with contextlib.suppress(PyrosysError):  # a part that cannot be recorded alone is no part to load alone
             card = StructureCard.of(module, calls[name], name=f"{whole.name}.{name}")
-            if card.fingerprint not in known and _has_matrices(card):
+            if card.fingerprint not in known:
                 StructureCard.from_json(json.loads(json.dumps(card.to_json(), allow_nan=False)))
                 known.add(card.fingerprint)
                 cards[name] = card
     return cards
-
-
-def _has_matrices(card: StructureCard) -> bool:
-    """Whether there is anything to know the structure by; all norms have one fingerprint."""
-    return any(place.kind != "elements" for place in Structure(card.captured).places)
 
 
 def record_calls(model: nn.Module, probe: Inputs, depth: int = 2) -> dict[str, Inputs]:
