@@ -171,7 +171,7 @@ class Entry:
         """
         address = entry_address(name, hub)
         if address.startswith("hf://"):
-            from pyrosys.hub.hugging_face import on_hub  # its client takes a while to import
+            from pyrosys.hub.hub_cache import on_hub  # its client takes a while to import
 
             with on_hub(str(hub) if hub is not None else None):
                 folder = fetch(address, offline=offline)

@@ -368,17 +368,19 @@ def _index_records(path: Path) -> list[Record]:
 
 def _hub_records(hub: str | None, prints: Sequence[str], token: str | None) -> list[Record]:
     """Entries on a hub that carry the tag of one of the fingerprints; the full fingerprint is in their structure card."""
-    from pyrosys.hub.hugging_face import explained, on_hub
+    from pyrosys.hub.hub_cache import api, on_hub
+    from pyrosys.hub.hugging_face import explained
     from pyrosys.hub.model_card import fingerprint_tag
-    from pyrosys.hub.upload import connect
 
-    api = connect(hub, token)
     if len(prints) > MOST_QUESTIONS:
         logger.info("Asked for the %d largest of %d structures.", MOST_QUESTIONS, len(prints))
     candidates: dict[str, str | None] = {}
-    with explained(f"the hub {api.endpoint}", offline=False):
+    with on_hub(hub), explained(hub or "the Hugging Face Hub"):
+        client = api(token)
         for print_ in prints[:MOST_QUESTIONS]:
-            candidates |= {model.id: model.sha for model in api.list_models(filter=fingerprint_tag(print_), full=True)}
+            candidates |= {
+                model.id: model.sha for model in client.list_models(filter=fingerprint_tag(print_), full=True)
+            }
     records = []
     for name, commit in candidates.items():
         address = f"hf://{name}@{commit}"

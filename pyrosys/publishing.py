@@ -169,17 +169,12 @@ def publish(
             if parent != published.digest:
                 move_entry(staged, directory / name, parent)
             return published
-        from pyrosys.hub.upload import upload_entry  # the hub's client takes a while to import
+        from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+        from pyrosys.hub.upload import upload_entry
 
-        uploaded = upload_entry(
-            staged,
-            name,
-            hub=None if hub is None else str(hub),
-            token=token,
-            private=private,
-            tag=tag,
-            message=f"Publish {card.name} ({card.fingerprint[:21]})",
-        )
+        message = f"Publish {card.name} ({card.fingerprint[:21]})"
+        with on_hub(None if hub is None else str(hub)):
+            uploaded = upload_entry(staged, name, token=token, private=private, tag=tag, message=message)
         return dataclasses.replace(
             published, address=f"{published.address}@{uploaded.commit}", revision=uploaded.commit, tag=uploaded.tag
         )

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyrosys.errors import InputError
-from pyrosys.hub.hugging_face import ADDRESS, explained
+from pyrosys.hub.hub_cache import api
+from pyrosys.hub.hugging_face import Address, explained
 from pyrosys.hub.manifest import MANIFEST
 from pyrosys.hub.sources import fetch
-from pyrosys.hub.upload import connect
 
 __all__ = ["Described", "describe_repository"]
 
@@ -36,18 +36,18 @@ def describe_repository(uri: str, token: str | None = None) -> Described:
         InputError: The address is not one of a repository.
         SourceError: It cannot be reached, or has no safetensors files.
     """
-    address = ADDRESS.fullmatch(uri)
-    if address is None or address["file"]:
+    address = Address.parse(uri)
+    if address.file is not None:
         raise InputError(f"Expected a repository as hf://org/repo@revision, found {uri!r}.")
-    api = connect(token=token)
-    with explained(uri, offline=False):
-        found = api.model_info(address["repository"], revision=address["revision"])
-        pinned = f"hf://{address['repository']}@{found.sha}"
+    client = api(token)
+    with explained(address):
+        found = client.model_info(address.repository, revision=address.revision)
+        pinned = f"hf://{address.repository}@{found.sha}"
         licence = found.card_data.get("license") if found.card_data else None
         if any(file.rfilename == MANIFEST for file in found.siblings or ()):
             fetch(f"{pinned}/structure.json")
             return Described(pinned, licence, fetch(f"{pinned}/{MANIFEST}").parent, {})
-        metadata = api.get_safetensors_metadata(address["repository"], revision=found.sha)
+        metadata = client.get_safetensors_metadata(address.repository, revision=found.sha)
     tensors = {
         name: [int(side) for side in tensor.shape]
         for file in metadata.files_metadata.values()
