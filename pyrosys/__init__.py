@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.finding import Found, find
     from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certificate",
+    "Found",
     "Inputs",
     "Model",
     "Plan",
@@ -35,6 +37,7 @@ __all__ = [
     "StructureMismatch",
     "adapters",
     "errors",
+    "find",
     "fingerprint",
     "hub",
     "info",
@@ -54,6 +57,7 @@ _NAMES = {
     "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.finding": ("Found", "find"),
     "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyrosys.errors import SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
 logger = logging.getLogger(__name__)
@@ -186,12 +187,18 @@ class Layout:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
 
-    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
         known = {*self.card.tensors, *self.card.captured.ties}
         extra = [name for name in weights if name not in known]
         ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
         return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes are those of a published file of this layout."""
+        known, ties = self.card.tensors, self.card.captured.ties
+        named = {ties.get(name, name): shapes[name] for name in self.relevant(shapes)}
+        return named.keys() >= self.card.captured.reached and all(known.get(n) == shape for n, shape in named.items())
 
     def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
         """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs, evaluation_mode, quiet_kernels
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import versions
+from pyrosys.adapters.fingerprint import NOTHING, of_outputs
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
-from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import rounding_response
 from pyrosys.catalogue import model_class
 from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
@@ -169,17 +169,12 @@ def publish(
             if parent != published.digest:
                 move_entry(staged, directory / name, parent)
             return published
-        from pyrosys.hub.upload import upload_entry  # the hub's client takes a while to import
+        from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
+        from pyrosys.hub.upload import upload_entry
 
-        uploaded = upload_entry(
-            staged,
-            name,
-            hub=None if hub is None else str(hub),
-            token=token,
-            private=private,
-            tag=tag,
-            message=f"Publish {card.name} ({card.fingerprint[:21]})",
-        )
+        message = f"Publish {card.name} ({card.fingerprint[:21]})"
+        with on_hub(None if hub is None else str(hub)):
+            uploaded = upload_entry(staged, name, token=token, private=private, tag=tag, message=message)
         return dataclasses.replace(
             published, address=f"{published.address}@{uploaded.commit}", revision=uploaded.commit, tag=uploaded.tag
         )
@@ -282,6 +277,7 @@ def _structure(
     tokens = getattr(alphabet, "tokens", alphabet)
     data = {
         **card.to_json(),
+        "outputs_alone": of_outputs(card.captured),
         "parts": {name: part.to_json() for name, part in parts.items()},
         "integers": integers,
         "order": order,
@@ -334,6 +330,7 @@ def _model_card(
         name=name,
         fingerprint=card.fingerprint,
         parts={part: of.fingerprint for part, of in parts.items()},
+        further=[*of_outputs(card.captured), *(card.fingerprints[part] for part in parts if part in card.fingerprints)],
         facts=facts,
         checks=[
             f"The {len(state)} tensors were read back from the files and are equal bit for bit.",
@@ -362,23 +359,18 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _parts(model: nn.Module, calls: Mapping[str, Inputs], whole: StructureCard) -> dict[str, StructureCard]:
     """Cards of submodules, each on the inputs that it gets when the whole runs; of equal ones the first."""
     cards: dict[str, StructureCard] = {}
-    known = {whole.fingerprint}
+    known = {*NOTHING, whole.fingerprint}
     for name in sorted(calls, key=lambda name: name.count(".")):
         module = model.get_submodule(name)
         if len(cards) == MOST_PARTS or not any(True for _ in module.parameters()):
             continue
         with contextlib.suppress(PyrosysError):  # a part that cannot be recorded alone is no part to load alone
             card = StructureCard.of(module, calls[name], name=f"{whole.name}.{name}")
-            if card.fingerprint not in known and _has_matrices(card):
+            if card.fingerprint not in known:
                 StructureCard.from_json(json.loads(json.dumps(card.to_json(), allow_nan=False)))
                 known.add(card.fingerprint)
                 cards[name] = card
     return cards
-
-
-def _has_matrices(card: StructureCard) -> bool:
-    """Whether there is anything to know the structure by; all norms have one fingerprint."""
-    return any(place.kind != "elements" for place in Structure(card.captured).places)
 
 
 def record_calls(model: nn.Module, probe: Inputs, depth: int = 2) -> dict[str, Inputs]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, errors
 
+import pyrosys
 from pyrosys.errors import InputError, IntegrityError, SourceError
 from pyrosys.hub.web import PASSING
 
@@ -83,9 +84,9 @@ def on_hub(address: str | None) -> Iterator[None]:
         _hub.reset(token)
 
 
-def api() -> HfApi:
-    """The hub's interface, for the user who is logged in."""
-    return HfApi(endpoint=endpoint())
+def api(token: str | None = None) -> HfApi:
+    """The hub's interface, for the user who is logged in or whose token it is."""
+    return HfApi(endpoint=endpoint(), token=token, library_name="pyrosys", library_version=pyrosys.__version__)
 
 
 def ask(question: Callable[[], Given]) -> Given:

