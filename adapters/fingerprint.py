@@ -106,7 +106,9 @@ def cuts(captured: Capture) -> dict[fx.Node, str]:
     """For every node, the fingerprint that the model would have if it ended there: where a trunk without its head fits."""
     structure = Structure(captured)
     reads = _reads(structure, structure.nodes)
-    return {node: _fingerprint([reads.get(node, frozenset())]) for node in structure.nodes if node not in structure.pure}
+    return {
+        node: _fingerprint([reads.get(node, frozenset())]) for node in structure.nodes if node not in structure.pure
+    }
 
 
 def _whole(structure: Structure, nodes: list[fx.Node], exits: Iterable[fx.Node]) -> str:

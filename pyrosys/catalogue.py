@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pyrosys.adapters.capture import Inputs
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
@@ -154,6 +155,12 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     return model if device is None else model.to(device)
 
 
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+    """The layout that tensors of these names and shapes are in, of those that the zoo knows."""
+    layouts = {entry["layout"]: name for name, entry in _zoo().items()}
+    return next((layout for layout in map(Layout.of, layouts.values()) if layout.fits(shapes)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the files of one implementation are laid out, and how to compare that implementation with our model.
@@ -182,6 +189,16 @@ class Layout:
         from pyrosys.adapters.card import StructureCard
 
         return StructureCard.load(self.path("structure.json.gz"))
+
+    @property
+    def example(self) -> Inputs:
+        """The card's example in the form that our model takes."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs
+
+        tensors = load_file(self.path("probe.safetensors"))
+        return Inputs(*(tensors[key] for key in sorted(tensors)))
 
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
@@ -215,18 +232,14 @@ class Layout:
 
     def side(self, model: Model) -> ModuleSide:
         """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
-        from safetensors.torch import load_file
-
-        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.capture import shadow
         from pyrosys.adapters.sides import ModuleSide
         from pyrosys.porting import calling
 
         twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
         twin = calling(twin, self.output)
-        tensors = load_file(self.path("probe.safetensors"))
-        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
-        return ModuleSide(twin.eval(), [inputs], None)
+        return ModuleSide(twin.eval(), [self.example], None)
 
     def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
         """Run the card's graph with the file's weights and our model on the same example.

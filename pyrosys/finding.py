@@ -7,6 +7,7 @@ has matched and run both models, which it always does.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from pyrosys.porting import calling
 __all__ = ["Found", "Record", "find", "write_index"]
 
 INDEX_FORMAT = "pyrosys-index/1"
-FINGERPRINTS = catalogue.CARDS / "fingerprints.json"
+FINGERPRINTS = catalogue.CARDS / "fingerprints.json.gz"
 MOST_QUESTIONS = 48  # structures to ask a hub for, the largest first
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Found:
 
     Attributes:
         entry: What `pyrosys.load` takes: a name of a catalogue, an address, a folder.
-        part: The submodule of the published model that fits; empty for the whole.
+        part: The submodule of the published model that fits; empty for the whole, and for what it begins with.
         into: The submodule of the model that it fits; empty for the whole.
         also: Other submodules of the model that it fits as well, such as all layers that are alike.
         coverage: The share of the model's parameters that lie in ``into``.
@@ -54,6 +55,7 @@ class Found:
         evidence: ``fingerprint``; ``engine`` if they were matched as well, which finds the layout of files of others;
             ``shapes`` if nothing but shapes is known, and `pyrosys.port` needs the source.
         weights_licence: As the publisher stated it.
+        beginning: Whether it is only what the published model begins with, such as a trunk without its head.
     """
 
     entry: str
@@ -64,6 +66,7 @@ class Found:
     fingerprint: str | None
     evidence: str
     weights_licence: str | None
+    beginning: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The attributes as plain data."""
@@ -78,12 +81,14 @@ class Record:
         entry: What `pyrosys.load` takes.
         fingerprints: Of the whole, under the empty name, and of parts; several of each, in and out of their places.
         weights_licence: As stated.
+        beginnings: Fingerprints of what the whole begins with.
         tensors: Names and shapes, for files without a structure card.
     """
 
     entry: str
     fingerprints: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     weights_licence: str | None = None
+    beginnings: Sequence[str] = ()
     tensors: Mapping[str, Sequence[int]] | None = None
 
     @staticmethod
@@ -98,8 +103,8 @@ class Record:
             prints = {"": [structure["fingerprint"], *structure["outputs_alone"]]}
             for name, part in parts.items():
                 prints[name] = list(dict.fromkeys([part["fingerprint"], inside.get(name, part["fingerprint"])]))
-            licence = structure["licences"]["weights"]
-            return Record.from_json({"entry": entry, "fingerprints": prints, "weights_licence": licence})
+            known = {"weights_licence": structure["licences"]["weights"], "beginnings": structure["beginnings"]}
+            return Record.from_json({"entry": entry, "fingerprints": prints, **known})
         except (KeyError, TypeError, AttributeError) as error:
             raise WeightsError(
                 f"Expected the structure card of an entry at {entry}, found one without {error}."
@@ -218,6 +223,7 @@ class _Wanted:
     output: OutputSelector | None
     modules: dict[str, list[str]]
     share: dict[str, float]
+    operations: dict[str, int]
     shapes: list[tuple[int, ...]]
 
     @staticmethod
@@ -230,7 +236,8 @@ class _Wanted:
             )
         runnable = calling(model)
         captured = capture(runnable, as_inputs(inputs)[0], output=output)
-        modules = {name: [print_] for name, print_ in of_structure(Structure(captured)).parts.items()}
+        structure = Structure(captured)
+        modules = {name: [print_] for name, print_ in of_structure(structure).parts.items()}
         modules[""] = _whole_prints(captured)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         total = max(1, sum(sizes.values()))
@@ -238,7 +245,10 @@ class _Wanted:
             name: sum(size for key, size in sizes.items() if not name or key.startswith(f"{name}.")) / total
             for name in modules
         }
-        return _Wanted(runnable, inputs, output, modules, share, sorted(map(_plain, captured.tensors.values())))
+        places = [f"{place.scope}." for place in structure.places if place.kind != "elements"]
+        operations = {name: sum(place.startswith(f"{name}." if name else "") for place in places) for name in modules}
+        shapes = sorted(map(_plain, captured.tensors.values()))
+        return _Wanted(runnable, inputs, output, modules, share, operations, shapes)
 
     def prints(self) -> list[str]:
         """Fingerprints worth asking for, of the largest submodules first."""
@@ -246,30 +256,34 @@ class _Wanted:
         return [p for p in dict.fromkeys(p for name in names for p in self.modules[name]) if p not in NOTHING]
 
     def hits(self, record: Record) -> Iterator[Found]:
-        """Where a record fits; not again inside of what fits as a whole."""
+        """Where a record fits; not again inside of what fits as a whole, and no single matrix inside of the model."""
         if record.tensors is not None:
             yield from self._by_shape(record)
             return
-        places = {p: part for part, prints in reversed(record.fingerprints.items()) for p in prints if p not in NOTHING}
+        places = dict.fromkeys(record.beginnings, ("", True))
+        for part in reversed(list(record.fingerprints)):
+            places |= {p: (part, False) for p in record.fingerprints[part] if p not in NOTHING}
         taken: list[str] = []
-        hits: dict[tuple[str, str], list[str]] = {}
+        hits: dict[tuple[str, bool, str], list[str]] = {}
         for name in sorted(self.modules, key=lambda name: (name.count(".") + bool(name), name)):
-            if any(not above or name.startswith(f"{above}.") for above in taken):
-                continue
             fitting = next((p for p in self.modules[name] if p in places), None)
-            if fitting is not None:
+            if fitting is None or any(not above or name.startswith(f"{above}.") for above in taken):
+                continue
+            part, beginning = places[fitting]
+            if self.operations[name] > 1 or not name or not (part or beginning):
                 taken.append(name)
-                hits.setdefault((places[fitting], fitting), []).append(name)
-        for (part, fitting), (first, *others) in hits.items():
+                hits.setdefault((part, beginning, fitting), []).append(name)
+        for (part, beginning, fitting), (first, *others) in hits.items():
             yield Found(
-                record.entry,
-                part,
-                first,
-                tuple(others),
-                self.share[first],
-                fitting,
-                "fingerprint",
-                record.weights_licence,
+                entry=record.entry,
+                part=part,
+                into=first,
+                also=tuple(others),
+                coverage=self.share[first],
+                fingerprint=fitting,
+                evidence="fingerprint",
+                weights_licence=record.weights_licence,
+                beginning=beginning,
             )
 
     def _by_shape(self, record: Record) -> Iterator[Found]:
@@ -326,12 +340,12 @@ def _catalogue_records() -> Iterator[Record]:
     """The models of the zoo, whose fingerprints are on record, and the entries of the user's own catalogue."""
     from pyrosys.entry import open_first
 
-    prints: dict[str, dict[str, list[str]]] = json.loads(FINGERPRINTS.read_text(encoding="utf-8"))
+    prints: dict[str, dict[str, Any]] = json.loads(gzip.decompress(FINGERPRINTS.read_bytes()))
     for name in catalogue.list_models():
         sources = catalogue.published(name)
         licence = catalogue.info(name)["weights_licence"]
         if sources is None:
-            yield Record(name, prints.get(name, {}), licence)
+            yield Record(name, weights_licence=licence, **prints.get(name, {}))
         else:
             try:
                 yield Record.of_structure(name, open_first(sources, offline=True).structure)

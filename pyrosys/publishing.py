@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs, evaluation_mode, quiet_kernels
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import versions
-from pyrosys.adapters.fingerprint import NOTHING, of_outputs
+from pyrosys.adapters.fingerprint import NOTHING, cuts, of_outputs
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.verify import rounding_response
@@ -278,6 +278,7 @@ def _structure(
     data = {
         **card.to_json(),
         "outputs_alone": of_outputs(card.captured),
+        "beginnings": sorted({print_ for print_ in cuts(card.captured).values() if print_ not in NOTHING}),
         "parts": {name: part.to_json() for name, part in parts.items()},
         "integers": integers,
         "order": order,
@@ -330,7 +331,7 @@ def _model_card(
         name=name,
         fingerprint=card.fingerprint,
         parts={part: of.fingerprint for part, of in parts.items()},
-        further=[*of_outputs(card.captured), *(card.fingerprints[part] for part in parts if part in card.fingerprints)],
+        further=_further_prints(card, parts),
         facts=facts,
         checks=[
             f"The {len(state)} tensors were read back from the files and are equal bit for bit.",
@@ -344,6 +345,25 @@ def _model_card(
         tags=tags,
         text=about["provenance"]["description"],
     )
+
+
+def _further_prints(card: StructureCard, parts: Mapping[str, StructureCard]) -> list[str]:
+    """Under which structures the entry is to be found besides those of the whole and of its parts alone.
+
+    An output alone; a part in its place; what the model begins with, up to where a direct submodule ends.
+    """
+    places = [card.fingerprints[part] for part in parts if part in card.fingerprints]
+    ends = [
+        print_
+        for node, print_ in cuts(card.captured).items()
+        if any(_top(user) != _top(node) for user in node.users) and print_ not in NOTHING
+    ]
+    return [*of_outputs(card.captured), *places, *list(dict.fromkeys(ends))[-MOST_PARTS:]]
+
+
+def _top(node: fx.Node) -> str:
+    """The direct submodule in which an operation runs."""
+    return str(node.meta.get("scope", "")).partition(".")[0]
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
-from pyrosys.adapters.fingerprint import NOTHING, fingerprint, of_outputs, of_structure
+from pyrosys.adapters.fingerprint import NOTHING, cuts, fingerprint, of_outputs, of_structure
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.structure import Structure
 from pyrosys.catalogue import CARDS, Layout, build, list_models, published, without_initialisation
@@ -163,32 +163,35 @@ def compute(name: str, reference: Callable[[], Reference]) -> None:
     layout.path("plan.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-def fingerprints(name: str) -> dict[str, list[str]]:
-    """Fingerprints of a model of the zoo, under the empty name, and of its submodules that can be called."""
-    layout = Layout.of(name)
-    with torch.device("meta"):
-        model = build(name).eval()
-    side = layout.side(model)
-    captured = side.capture()
+def fingerprints(name: str) -> dict[str, Any]:
+    """Fingerprints of a model of the zoo, of its submodules that can be called, and of what it begins with."""
+    layout, model = Layout.of(name), build_on_meta(name).eval()
+    captured = layout.side(model).capture()
     found = {"": [of_structure(Structure(captured)).whole, *of_outputs(captured)]}
-    parts = {**fingerprint(model).parts, **of_structure(Structure(captured)).parts}
-    for part, value in sorted(parts.items(), key=lambda item: item[0].count(".")):
+    inside = (fingerprint(model).parts, of_structure(Structure(captured)).parts)  # one may return more than the other
+    for part in sorted({**inside[0], **inside[1]}, key=lambda part: (part.count("."), part)):
         callable_part = type(model.get_submodule(part)).forward is not nn.Module.forward
-        known = [p for prints in found.values() for p in prints]
-        if callable_part and part.count(".") < 2 and value not in known and value not in NOTHING:
-            found[part] = [value]
-    return found
+        known = {*NOTHING, *(print_ for prints in found.values() for print_ in prints)}
+        new = [
+            print_ for print_ in dict.fromkeys(parts.get(part) for parts in inside) if print_ and print_ not in known
+        ]
+        if callable_part and part.count(".") < 2 and new:
+            found[part] = new
+    return {"fingerprints": found, "beginnings": sorted({*cuts(captured).values()} - NOTHING)}
 
 
 def write_fingerprints() -> None:
     """Write those of every model; models of one configuration share them."""
-    done: dict[str, dict[str, list[str]]] = {}
+    done: dict[str, tuple[str, dict[str, Any]]] = {}
     for name in zoo():
         config = repr(build_on_meta(name).config)
-        twin = next((other for other in done if repr(build_on_meta(other).config) == config), None)
-        done[name] = done[twin] if twin else fingerprints(name)
-        print(f"{name}: {done[name][''][0]}", flush=True)
-    FINGERPRINTS.write_text(f"{json.dumps(done, indent=1, sort_keys=True)}\n", encoding="utf-8")
+        done[name] = (
+            config,
+            next((prints for known, prints in done.values() if known == config), None) or fingerprints(name),
+        )
+        print(f"{name}: {done[name][1]['fingerprints'][''][0]}", flush=True)
+    text = json.dumps({name: prints for name, (_, prints) in done.items()}, separators=(",", ":"), sort_keys=True)
+    FINGERPRINTS.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def build_on_meta(name: str) -> Any:
