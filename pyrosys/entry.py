@@ -377,7 +377,7 @@ def fetch_entry(name: str | Path, *, hub: str | Path | None = None, offline: boo
     address = entry_address(name, hub)
     if not address.startswith("hf://"):
         return fetch(address, offline=offline)
-    from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+    from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
 
     with on_hub(str(hub) if hub is not None else None):
         return fetch(address, offline=offline)

@@ -169,7 +169,7 @@ def publish(
             if parent != published.digest:
                 move_entry(staged, directory / name, parent)
             return published
-        from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+        from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
         from pyrosys.hub.upload import upload_entry
 
         message = f"Publish {card.name} ({card.fingerprint[:21]})"

@@ -6,10 +6,8 @@ compares sizes only; here the digest that the hub has of every file is checked a
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,16 +18,13 @@ from pyrosys.errors import InputError, IntegrityError, SourceError
 from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.files import require_space
-from pyrosys.hub.hub_cache import LARGE_DIGEST, api, ask, bring_large_file, endpoint
+from pyrosys.hub.hub_cache import bring_large_file
+from pyrosys.hub.hub_client import LARGE_DIGEST, SMALL_DIGEST, Address, Unreachable, api, ask, endpoint, explained
 from pyrosys.hub.manifest import MANIFEST, check_files, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["Address", "check_on_hub", "explained", "fetch_hugging_face"]
+__all__ = ["check_on_hub", "fetch_hugging_face"]
 
-ADDRESS = re.compile(
-    r"hf://(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w.-]*))?(/(?P<file>.+))?", flags=re.ASCII
-)
-COMMIT = re.compile("[0-9a-f]{40}")
 WEIGHTS_FILES = ["model.safetensors", f"model{INDEX_SUFFIX}"]
 ENTRY_FILES = [
     *WEIGHTS_FILES,
@@ -43,41 +38,6 @@ ENTRY_FILES = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a file or a folder is on the hub.
-
-    Attributes:
-        repository: Its name, as in ``org/name``.
-        revision: A branch, a tag or a commit.
-        file: The file, or ``None`` for the folder of an entry.
-    """
-
-    repository: str
-    revision: str = "main"
-    file: str | None = None
-
-    @classmethod
-    def parse(cls, uri: str) -> "Address":
-        """Read an address.
-
-        Raises:
-            InputError: It is malformed.
-        """
-        match = ADDRESS.fullmatch(uri)
-        if match is None or {"", ".", ".."} & set((match["file"] or "file").split("/")):
-            raise InputError(f"Expected hf://org/repo@revision or hf://org/repo@revision/file, found {uri!r}.")
-        return cls(match["repository"], match["revision"] or "main", match["file"])
-
-    def __str__(self) -> str:
-        return f"hf://{self.repository}@{self.revision}{'' if self.file is None else f'/{self.file}'}"
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether it can never stand for something else."""
-        return COMMIT.fullmatch(self.revision) is not None
 
 
 def fetch_hugging_face(uri: str, *, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -118,7 +78,7 @@ def check_on_hub(path: Path, source: str) -> None:
     found = name
     if LARGE_DIGEST.fullmatch(name):
         found = Cache().sha256(path)
-    elif COMMIT.fullmatch(name):
+    elif SMALL_DIGEST.fullmatch(name):
         found = Cache().git_digest(path)
     if found != name:
         path.resolve().unlink()
@@ -254,7 +214,7 @@ def _download_soundly(
         try:
             with explained(address):
                 path = download()
-        except _Unreachable as error:
+        except Unreachable as error:
             cached = find_cached()
             if cached is None:
                 raise
@@ -304,46 +264,3 @@ def _progress_bars(progress: bool) -> Iterator[None]:
     finally:
         if silence:
             enable_progress_bars()
-
-
-class _Unreachable(SourceError):
-    """The hub did not answer."""
-
-
-@contextmanager
-def explained(address: Address | str) -> Iterator[None]:
-    """Turn the client's errors into ours.
-
-    Raises:
-        SourceError: Anything went wrong; the client raises errors of several libraries.
-    """
-    try:
-        yield
-    except (SourceError, IntegrityError):
-        raise
-    except errors.GatedRepoError as error:
-        advice = "Access is granted by its owners: accept the terms on its page, then log in with `hf auth login`."
-        raise SourceError(f"{address} is gated. {advice}") from error
-    except errors.RepositoryNotFoundError as error:
-        advice = "Check the name. A private repository looks the same: log in with `hf auth login` if it is yours."
-        raise SourceError(f"{address} was not found. {advice}") from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            f"{address}: the repository has no such revision. Use a branch, a tag or a commit."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _Unreachable(f"{address} could not be reached: {error} Check the connection.") from error
-    except errors.EntryNotFoundError as error:
-        raise SourceError(f"{address}: the repository has no such file at this revision. Check its name.") from error
-    except errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            raise SourceError(
-                f"{address} could not be fetched: the hub does not know your token. Log in with `hf auth login`, or check "
-                "the environment variable HF_TOKEN."
-            ) from error
-        raise SourceError(f"{address} could not be fetched: {error}") from error
-    except Exception as error:  # the hub has not answered
-        raise _Unreachable(
-            f"{address} could not be reached: {type(error).__name__}: {error}. "
-            "Check the connection, or use another source."
-        ) from error
