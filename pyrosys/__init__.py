@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.fetching import fetch, where
     from pyrosys.finding import Found, find
     from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
     from pyrosys.publishing import Published, publish
     from pyrosys.structure import Structure, read_structure
+    from pyrosys.verifying import Checked, verify
 
 __all__ = [
     "Certificate",
+    "Checked",
     "Found",
     "Inputs",
     "Model",
@@ -37,6 +40,7 @@ __all__ = [
     "StructureMismatch",
     "adapters",
     "errors",
+    "fetch",
     "find",
     "fingerprint",
     "hub",
@@ -48,6 +52,8 @@ __all__ = [
     "port",
     "publish",
     "read_structure",
+    "verify",
+    "where",
     "zoo",
 ]
 
@@ -57,12 +63,14 @@ _NAMES = {
     "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.fetching": ("fetch", "where"),
     "pyrosys.finding": ("Found", "find"),
     "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
     "pyrosys.publishing": ("Published", "publish"),
     "pyrosys.structure": ("Structure", "read_structure"),
+    "pyrosys.verifying": ("Checked", "verify"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -5,7 +5,7 @@ compares sizes only; here the digest that the hub has of every file is checked a
 """
 
 import logging
-import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -23,12 +23,11 @@ from pyrosys.hub.hub_client import LARGE_DIGEST, SMALL_DIGEST, Address, Unreacha
 from pyrosys.hub.manifest import MANIFEST, check_files, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["check_on_hub", "fetch_hugging_face"]
+__all__ = ["check_on_hub", "digest_on_hub", "fetch_hugging_face", "found_digest", "locate_on_hub"]
 
 WEIGHTS_FILES = ["model.safetensors", f"model{INDEX_SUFFIX}"]
-ENTRY_FILES = [
+ENTRY_NAMES = [
     *WEIGHTS_FILES,
-    "model-*-of-*.safetensors",
     "config.json",
     "structure.json",
     "probe.safetensors",
@@ -36,6 +35,7 @@ ENTRY_FILES = [
     MANIFEST,
     "README.md",
 ]
+ENTRY_FILES = [*ENTRY_NAMES, "model-*-of-*.safetensors"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +73,42 @@ def check_on_hub(path: Path, source: str) -> None:
     Raises:
         IntegrityError: The file is damaged.
     """
-    # The cache names the content of a file by the hub's digest of it, and links to it.
-    name = Path(os.readlink(path)).name if path.is_symlink() else ""
-    found = name
-    if LARGE_DIGEST.fullmatch(name):
-        found = Cache().sha256(path)
-    elif SMALL_DIGEST.fullmatch(name):
-        found = Cache().git_digest(path)
-    if found != name:
+    expected = digest_on_hub(path)
+    found = found_digest(path, expected)
+    if found != expected:
         path.resolve().unlink()
         path.unlink()
         raise IntegrityError(
-            f"Expected {source} to have the digest {name}, found {found}: it was damaged on the way or in the cache, "
+            f"Expected {source} to have the digest {expected}, found {found}: it was damaged on the way or in the cache, "
             "and has been removed. Fetch it again."
         )
+
+
+def digest_on_hub(path: Path) -> str | None:
+    """The digest that a file in the cache has on the hub, where the system allows for links.
+
+    The cache names the content of a file by it, and links to it.
+    """
+    name = path.resolve().name
+    in_cache = path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
+    return name if in_cache and (LARGE_DIGEST.fullmatch(name) or SMALL_DIGEST.fullmatch(name)) else None
+
+
+def found_digest(path: Path, expected: str | None) -> str | None:
+    """The digest that a file has, of the kind of the one that is expected."""
+    if expected is None:
+        return None
+    return Cache().sha256(path) if LARGE_DIGEST.fullmatch(expected) else Cache().git_digest(path)
+
+
+def locate_on_hub(uri: str) -> Path | None:
+    """Where a file or the folder of an entry lies in the cache, whatever state it is in."""
+    address = Address.parse(uri)
+    for name in [address.file] if address.file is not None else ENTRY_NAMES:
+        found = try_to_load_from_cache(address.repository, name, revision=address.revision)
+        if isinstance(found, str):
+            return Path(found) if address.file is not None else Path(found).parent
+    return None
 
 
 def _fetch_file(address: Address, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -255,8 +277,9 @@ def _not_in_cache(address: Address) -> str:
 
 @contextmanager
 def _progress_bars(progress: bool) -> Iterator[None]:
-    """Silence the client's progress bars, where its own environment variable does not decide."""
-    silence = not progress and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    """Show the client's progress bars on terminals only, where its own environment variable does not decide."""
+    wanted = progress and sys.stderr.isatty()
+    silence = not wanted and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     if silence:
         disable_progress_bars()
     try:
