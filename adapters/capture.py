@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -791,8 +792,8 @@ def _has_own_state(kind: type) -> bool:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, dict) and not value and id(value) not in memo:
-        memo[id(value)] = empty = copy.copy(value)
+    if not value and type(value) in (dict, OrderedDict) and id(value) not in memo:
+        memo[id(value)] = empty = type(value)()
         return empty
     return copy.deepcopy(value, memo)
 
