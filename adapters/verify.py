@@ -257,7 +257,7 @@ def certify(
         The certificate, the first comparison that failed if one did, and the source state it failed with.
     """
     state = source.state()
-    own = LazyState(target.state(), lambda name: _own_value(target, name))
+    own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
     rounds = _ROUNDS
     if sum(t.numel() for t in state.values()) > _LARGE:
         source, target = (_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
@@ -348,9 +348,8 @@ def _consistent(drawn: LazyState, plan: "Plan") -> LazyState:
     return LazyState(drawn, make)
 
 
-def _own_value(target: Side, name: str) -> Tensor:
+def _own_value(tensor: Tensor) -> Tensor:
     """The target's own value of a tensor; zeros where it is on meta and cannot matter."""
-    tensor = target.state()[name]
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach()
 
 
