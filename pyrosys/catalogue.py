@@ -46,6 +46,7 @@ __all__ = [
     "CARDS",
     "Layout",
     "build",
+    "example_of",
     "info",
     "knows",
     "list_models",
@@ -153,6 +154,13 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     fill(model, plan.apply(state, model.state_dict()))
     layout.verify(model, state, name)
     return model if device is None else model.to(device)
+
+
+def example_of(kind: type) -> Inputs | None:
+    """An example that shows all of what a class of the zoo computes, as the cards of published files have it."""
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    name = next((name for name, entry in _zoo().items() if entry["class"] == reference), None)
+    return None if name is None else Layout.of(name).example
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:

@@ -16,12 +16,14 @@ strictly, a recorded graph is checked before it runs, and classes are built only
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,14 @@ from torch import Tensor, nn
 
 from pyrosys.adapters.capture import Inputs, OutputSelector, capture
 from pyrosys.adapters.card import CardSide, StructureCard
+from pyrosys.adapters.certificate import versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.records import MALFORMED
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
+from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.manifest import MANIFEST, check_files, manifest_digest
 from pyrosys.hub.safetensors_file import SafetensorsFile
@@ -258,6 +262,9 @@ class Entry:
             VerificationError: The outputs are not those on record.
             WeightsError: The weights are not those of the card.
         """
+        self._once("card", self._check_card)
+
+    def _check_card(self) -> None:
         card = self.card()
         if not _equal(card.inputs.tensors(), self.probe.inputs):
             raise WeightsError(
@@ -274,17 +281,15 @@ class Entry:
             WeightsError: The weights are not those of its class and configuration.
             VerificationError: It does not give the outputs on record.
         """
-        model, weights = self._empty(), read_weights(self.folder)
+        with torch.device("meta"):
+            model = self._build()
+        weights = read_weights(self.folder)
         own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if own == {name: tuple(tensor.shape) for name, tensor in weights.items()}:
-            check_finite(weights)
             model.load_state_dict(dict(weights), assign=True)
         else:  # another version of the class: its names may differ, its structure may not
-            card = self.card()
-            state = state_for(card, self.weights())
-            plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
-            fill(model, plan.apply(state, model.state_dict()))
-        self.verify(model)
+            model = self._matched(weights)
+        self._once(f"{type(model).__module__}:{type(model).__qualname__}", lambda: self.verify(model))
         return model
 
     def verify(self, model: nn.Module) -> None:
@@ -293,7 +298,33 @@ class Entry:
         Raises:
             VerificationError: It does not give the outputs on record.
         """
+        check_finite(model.state_dict())
         self.probe.compare(run_model(calling(model), self.card().inputs), f"{type(model).__name__} from {self.address}")
+
+    def _matched(self, weights: Mapping[str, Tensor]) -> Model:
+        """The model with weights that have other names than it has."""
+        with torch.device("meta"):
+            size = sum(tensor.numel() for tensor in self._build().state_dict().values())
+        if size != sum(tensor.numel() for tensor in weights.values()):
+            raise WeightsError(
+                f"Expected the weights of {self.address} to be those of its {CONFIG}, found another number."
+            )
+        model, card = self._build(), self.card()
+        state = state_for(card, self.weights())
+        plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
+        fill(model, plan.apply(state, model.state_dict()))
+        return model
+
+    def _once(self, what: str, check: Callable[[], None]) -> None:
+        """Do a check that depends on the entry's files and on the software only, unless it was done before."""
+        facts = [manifest_digest(self.folder), what, *versions().items()]
+        marker = Cache().root / "verified" / hashlib.sha256(repr(facts).encode()).hexdigest()
+        if marker.exists():
+            return
+        check()
+        with contextlib.suppress(OSError):  # where the cache cannot be written, it is done every time
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
 
     def check_signature(self, public_key: Path) -> None:
         """Check that the entry was signed with the private key that belongs to a public one.
@@ -306,8 +337,8 @@ class Entry:
 
         check_signature(self.folder, public_key)
 
-    def _empty(self) -> Model:
-        """The model without weights, on the meta device."""
+    def _build(self) -> Model:
+        """A model of the zoo of the entry's class and configuration, without its weights."""
         from pyrosys.catalogue import model_class
 
         name, fields = self.config.get("class"), self.config.get("config")
@@ -325,9 +356,8 @@ class Entry:
                 f"Expected {CONFIG} of {self.address} to describe a model of the size of its weights, found {fields!r:.200}."
             )
         try:
-            with torch.device("meta"):
-                return kind(configuration(**fields)).eval()
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return kind(configuration(**fields)).eval()
+        except MALFORMED as error:
             raise WeightsError(f"{CONFIG} of {self.address} does not describe a {name}: {error}.") from error
 
 
