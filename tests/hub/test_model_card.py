@@ -64,4 +64,5 @@ def test_hostile_metadata_stays_text() -> None:
     text = card(base_model="a\nlicense: mit\n---\n<b>", tags=["x\n- y: z", "!!python/object:os.system"]).render()
     found = front_matter(text)
     assert found["base_model"] == "a\nlicense: mit\n---\n<b>"
-    assert found["tags"][:2] == ["x\n- y: z", "!!python/object:os.system"]
+    tags: Any = found["tags"]
+    assert tags[:2] == ["x\n- y: z", "!!python/object:os.system"]

