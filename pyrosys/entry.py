@@ -41,6 +41,7 @@ from pyrosys.hub.manifest import MANIFEST, check_files, manifest_digest
 from pyrosys.hub.safetensors_file import SafetensorsFile
 from pyrosys.hub.sources import Source
 from pyrosys.hub.strict_json import parse_object
+from pyrosys.hub.weights import shapes_of
 from pyrosys.model import Model
 from pyrosys.porting import calling, fill, state_for
 from pyrosys.verified import note_verified, was_verified
@@ -277,11 +278,13 @@ class Entry:
             WeightsError: The weights are not those of its class and configuration.
             VerificationError: It does not give the outputs on record.
         """
-        model, weights = self._empty(), read_weights(self.folder)
+        weights = read_weights(self.folder)
+        shapes = shapes_of(weights)
+        model = self._empty(shapes)
         facts = {"entry": manifest_digest(self.folder), "class": type(model).__qualname__}
         verified = was_verified(**facts)
         own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if own == {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        if own == shapes:
             if not verified:
                 check_finite(weights)
             model.load_state_dict(dict(weights), assign=True)
@@ -314,8 +317,8 @@ class Entry:
 
         check_signature(self.folder, public_key)
 
-    def _empty(self) -> Model:
-        """The model without weights, on the meta device."""
+    def _empty(self, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+        """The model without weights, on the meta device, for weights of these shapes."""
         from pyrosys.catalogue import model_class
 
         name, fields = self.config.get("class"), self.config.get("config")
@@ -325,8 +328,7 @@ class Entry:
                 f"{self.address} holds a {name!r:.100}, which is not a class of the zoo, and code of others is never run. "
                 "Build the model yourself and pass it: pyrosys.load(entry, into=model)."
             )
-        shapes = read_weights(self.folder)
-        largest = max([COUNT, len(shapes), *(side for tensor in shapes.values() for side in tensor.shape)])
+        largest = max([COUNT, len(shapes), *(side for shape in shapes.values() for side in shape)])
         configuration = typing.get_type_hints(kind.__init__)["config"]
         if not isinstance(fields, dict) or any(type(v) is int and not 0 <= v <= largest for v in fields.values()):
             raise WeightsError(
