@@ -16,14 +16,13 @@ strictly, a recorded graph is checked before it runs, and classes are built only
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
+import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +31,21 @@ from torch import Tensor, nn
 
 from pyrosys.adapters.capture import Inputs, OutputSelector, capture
 from pyrosys.adapters.card import CardSide, StructureCard
-from pyrosys.adapters.certificate import versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.records import MALFORMED
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
-from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.manifest import MANIFEST, check_files, manifest_digest
 from pyrosys.hub.safetensors_file import SafetensorsFile
 from pyrosys.hub.sources import Source
 from pyrosys.hub.strict_json import parse_object
+from pyrosys.hub.weights import shapes_of
 from pyrosys.model import Model
 from pyrosys.porting import calling, fill, state_for
+from pyrosys.verified import note_verified, was_verified
 
 __all__ = [
     "CONFIG",
@@ -262,9 +261,9 @@ class Entry:
             VerificationError: The outputs are not those on record.
             WeightsError: The weights are not those of the card.
         """
-        self._once("card", self._check_card)
-
-    def _check_card(self) -> None:
+        facts = {"entry": manifest_digest(self.folder), "class": "its card"}
+        if was_verified(**facts):
+            return
         card = self.card()
         if not _equal(card.inputs.tensors(), self.probe.inputs):
             raise WeightsError(
@@ -272,24 +271,31 @@ class Entry:
             )
         state = state_for(card, self.weights())
         self.probe.compare(run_card(card, state), f"the structure card of {self.address}")
+        note_verified(**facts)
 
     def model(self) -> Model:
         """The model of the zoo that the entry holds, with its weights, in evaluation mode, verified on the probe.
+
+        What was verified before and has not changed since is not run again: its weights are mapped into memory.
 
         Raises:
             InputError: Its class is not one of the zoo.
             WeightsError: The weights are not those of its class and configuration.
             VerificationError: It does not give the outputs on record.
         """
-        with torch.device("meta"):
-            model = self._build()
         weights = read_weights(self.folder)
-        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if own == {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        shapes = shapes_of(weights)
+        with torch.device("meta"):
+            model = self._build(shapes)
+        facts = {"entry": manifest_digest(self.folder), "class": type(model).__qualname__}
+        verified = was_verified(**facts)
+        if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes:
             model.load_state_dict(dict(weights), assign=True)
         else:  # another version of the class: its names may differ, its structure may not
-            model = self._matched(weights)
-        self._once(f"{type(model).__module__}:{type(model).__qualname__}", lambda: self.verify(model))
+            model = self._matched(model, shapes)
+        if not verified:
+            self.verify(model)
+            note_verified(**facts)
         return model
 
     def verify(self, model: nn.Module) -> None:
@@ -301,30 +307,17 @@ class Entry:
         check_finite(model.state_dict())
         self.probe.compare(run_model(calling(model), self.card().inputs), f"{type(model).__name__} from {self.address}")
 
-    def _matched(self, weights: Mapping[str, Tensor]) -> Model:
+    def _matched(self, empty: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
         """The model with weights that have other names than it has."""
-        with torch.device("meta"):
-            size = sum(tensor.numel() for tensor in self._build().state_dict().values())
-        if size != sum(tensor.numel() for tensor in weights.values()):
+        if sum(t.numel() for t in empty.state_dict().values()) != sum(map(math.prod, shapes.values())):
             raise WeightsError(
                 f"Expected the weights of {self.address} to be those of its {CONFIG}, found another number."
             )
-        model, card = self._build(), self.card()
+        model, card = self._build(shapes), self.card()
         state = state_for(card, self.weights())
         plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
         fill(model, plan.apply(state, model.state_dict()))
         return model
-
-    def _once(self, what: str, check: Callable[[], None]) -> None:
-        """Do a check that depends on the entry's files and on the software only, unless it was done before."""
-        facts = [manifest_digest(self.folder), what, *versions().items()]
-        marker = Cache().root / "verified" / hashlib.sha256(repr(facts).encode()).hexdigest()
-        if marker.exists():
-            return
-        check()
-        with contextlib.suppress(OSError):  # where the cache cannot be written, it is done every time
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
 
     def check_signature(self, public_key: Path) -> None:
         """Check that the entry was signed with the private key that belongs to a public one.
@@ -337,8 +330,8 @@ class Entry:
 
         check_signature(self.folder, public_key)
 
-    def _build(self) -> Model:
-        """A model of the zoo of the entry's class and configuration, without its weights."""
+    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+        """A model of the zoo of the entry's class and configuration, without its weights, which have these shapes."""
         from pyrosys.catalogue import model_class
 
         name, fields = self.config.get("class"), self.config.get("config")
@@ -348,8 +341,7 @@ class Entry:
                 f"{self.address} holds a {name!r:.100}, which is not a class of the zoo, and code of others is never run. "
                 "Build the model yourself and pass it: pyrosys.load(entry, into=model)."
             )
-        shapes = read_weights(self.folder)
-        largest = max([COUNT, len(shapes), *(side for tensor in shapes.values() for side in tensor.shape)])
+        largest = max([COUNT, len(shapes), *(side for shape in shapes.values() for side in shape)])
         configuration = typing.get_type_hints(kind.__init__)["config"]
         if not isinstance(fields, dict) or any(type(v) is int and not 0 <= v <= largest for v in fields.values()):
             raise WeightsError(
