@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrosys.adapters.capture import Inputs, capture
+from pyrosys.adapters.capture import Inputs, OutputSelector, capture
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.match import match_sides
@@ -53,8 +53,12 @@ __all__ = [
     "Entry",
     "Probe",
     "entry_address",
+    "fetch_entry",
+    "is_entry",
     "is_web_address",
     "open_first",
+    "run_card",
+    "run_model",
 ]
 
 CONFIG, STRUCTURE, PROBE, README = "config.json", "structure.json", "probe.safetensors", "README.md"
@@ -403,13 +407,13 @@ def run_card(card: StructureCard, state: Mapping[str, Tensor]) -> list[Tensor]:
         ) from error
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Outputs of a model on inputs, in float64; a large model is run operation by operation."""
-    side = ModuleSide(model, [inputs], None)
+def run_model(model: nn.Module, inputs: Inputs, output: OutputSelector | None = None) -> list[Tensor]:
+    """Outputs of a model that count, in float64; a large model is run operation by operation."""
+    side = ModuleSide(model, [inputs], output)
     state = side.state()
     if sum(tensor.numel() for tensor in state.values()) <= LARGE:
         return side.run(state, 0, torch.float64)
-    captured = capture(model, inputs)
+    captured = capture(model, inputs, output=output)
     found = {node: value for node, value in execute(captured, state) if node in captured.outputs}
     return [found[node] for node in captured.outputs]
 

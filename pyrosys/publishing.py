@@ -227,7 +227,8 @@ def _probe_inputs(model: nn.Module, inputs: Any) -> Inputs:
         raise InputError(
             f"Expected inputs to show what {type(model).__name__} computes, found none. Pass a tuple or a dict of arguments."
         )
-    return as_inputs(inputs)[0]
+    probe = as_inputs(inputs)[0]
+    return Inputs(*probe.args, **dict(sorted(probe.kwargs.items())))  # as they come back from the files
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

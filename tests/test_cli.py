@@ -33,6 +33,9 @@ COMMANDS = (
     "fetch",
     "where",
     "verify",
+    "publish",
+    "find",
+    "catalogue",
     "demo",
 )
 
