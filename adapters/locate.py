@@ -75,13 +75,11 @@ class Mismatch:
 
     Attributes:
         structures: of source and target.
-        pairs: uses of parameters that correspond, source first, as far as they were found before the match failed.
         parting: the first place where the two part.
         plan: the plan that failed the comparison of numbers, if it came so far.
     """
 
     structures: tuple[Structure, Structure]
-    pairs: list[tuple[Place, Place]]
     parting: Parting
     plan: Plan | None = None
 

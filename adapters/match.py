@@ -31,7 +31,7 @@ from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
-__all__ = ["match", "match_sides"]
+__all__ = ["match", "match_sides", "prepared_sides", "structure_of"]
 
 
 def match(
@@ -72,11 +72,11 @@ def match(
         >>> plan.checked
         'real weights'
     """
-    left, right = _sides(source, target, inputs, target_inputs, source_output, target_output)
+    left, right = prepared_sides(source, target, inputs, target_inputs, source_output, target_output)
     return match_sides(left, right, tolerance)
 
 
-def _sides(
+def prepared_sides(
     source: Any,
     target: nn.Module,
     inputs: Any,
@@ -84,6 +84,7 @@ def _sides(
     source_output: OutputSelector | None,
     target_output: OutputSelector | None,
 ) -> tuple[Side, Side]:
+    """What `match` takes, as the two sides that `match_sides` takes."""
     from pyrosys.adapters.card import CardSide, StructureCard
 
     if not isinstance(target, nn.Module):
@@ -143,7 +144,7 @@ def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:
 
 
 def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
-    structures = _structure(source), _structure(target)
+    structures = structure_of(source), structure_of(target)
     outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
     best = _search(structures, probes)
@@ -151,7 +152,7 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
         try:
             plan = _plan(source, target, structures, best)
         except StructureMismatch as error:
-            error.found = Mismatch(structures, best.assembly.pairs, Parting(str(error)))
+            error.found = Mismatch(structures, Parting(str(error)))
             raise
         if best.order is not None:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
@@ -167,7 +168,8 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
     raise _explain(source, target, structures, best)
 
 
-def _structure(side: Side, probe: int = 0) -> Structure:
+def structure_of(side: Side, probe: int = 0) -> Structure:
+    """A side's structure on one of its probes."""
     return Structure(share_equal_work(side.capture(probe)))
 
 
@@ -324,7 +326,7 @@ class _Probes:
         return pairs
 
     def _pair(self, probe: int) -> tuple[Structure, Structure]:
-        pair = _structure(self.source, probe), _structure(self.target, probe)
+        pair = structure_of(self.source, probe), structure_of(self.target, probe)
         for position, structure in enumerate(pair):
             every = structure.capture.outputs
             structure.restrict([every[numbers[position]] for numbers in self.outputs])
@@ -487,23 +489,22 @@ def _explain_failure(
         f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
         f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). "
         f"{parting.sentence}",
-        Mismatch(structures, attempt.assembly.pairs, parting, plan),
+        Mismatch(structures, parting, plan),
     )
 
 
 def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> StructureMismatch:
     """One paragraph: what was expected, where the models part, what to do."""
-    pairs = best.assembly.pairs
     if not best.refinement.agree:
         parting = structural_difference(structures)
         text = f"{source.name} and {target.name} do not have the same structure. {parting.sentence}"
-        return StructureMismatch(text, Mismatch(structures, pairs, parting))
+        return StructureMismatch(text, Mismatch(structures, parting))
     parting = difference_under_colours(best.sides)
     if parting is not None:
         text = f"{source.name} and {target.name} are built alike but do not compute the same. {parting.sentence}"
-        return StructureMismatch(text, Mismatch(structures, pairs, parting))
+        return StructureMismatch(text, Mismatch(structures, parting))
     parts = "; ".join(best.assembly.unmatched[:4])
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
     text = f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
-    return StructureMismatch(text, Mismatch(structures, pairs, Parting(text)))
+    return StructureMismatch(text, Mismatch(structures, Parting(text)))

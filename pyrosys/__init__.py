@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, modules, zoo
-    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
+    from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models, load
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.model import Model
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certificate",
+    "Difference",
     "Inputs",
     "Model",
     "Plan",
@@ -31,6 +32,7 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "diff",
     "errors",
     "fingerprint",
     "hub",
@@ -47,7 +49,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
+    "pyrosys.adapters": (
+        "Certificate",
+        "Difference",
+        "Inputs",
+        "Plan",
+        "StructureCard",
+        "diff",
+        "fingerprint",
+        "match",
+    ),
     "pyrosys.catalogue": ("info", "list_models", "load"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.model": ("Model",),
