@@ -400,6 +400,12 @@ class Plan:
 
         return report(self)
 
+    def _repr_html_(self) -> str:
+        from pyrosys.adapters.diff import of_plan
+        from pyrosys.adapters.page import fragment
+
+        return fragment(of_plan(self))
+
     def __repr__(self) -> str:
         return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"
 
