@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -317,6 +317,31 @@ class Plan:
         write_json(pathlib.Path(path), self.to_json())
 
     @staticmethod
+    def from_function(
+        convert: Callable[[dict[str, Tensor]], Mapping[str, Any]], source: Mapping[str, Tensor]
+    ) -> "Plan":
+        """The plan that a conversion script stands for, found by running it on numbered elements.
+
+        Args:
+            convert: from a state dict in the source's layout to one in the target's.
+            source: names, shapes and dtypes of the source; values are not used.
+
+        Raises:
+            PlanError: the script computes new values, or does what it does because of values.
+
+        Example:
+            >>> import torch, pyrosys
+            >>> def script(state):
+            ...     return {"query": state["qkv"][:4].T, "key": state["qkv"][4:8].T}
+            >>> plan = pyrosys.Plan.from_function(script, {"qkv": torch.zeros(12, 5)})
+            >>> print(plan.report().splitlines()[1].strip())
+            query  <-  qkv[:4].T
+        """
+        from pyrosys.adapters.from_function import plan_from_function
+
+        return plan_from_function(convert, source)
+
+    @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":
         """Read a plan that `save` wrote.
 
@@ -394,23 +419,24 @@ class Plan:
                     _check_inside(piece, self.source_spec(piece.source), "source")
             _check_cover(name, self.target[name], list(steps))
 
-    def export(self, form: str, path: str | os.PathLike[str] | None = None) -> str:
+    def export(self, form: str, path: str | os.PathLike[str] | None = None, *, config: Any = None) -> str:
         """The plan as Python text, for where this library is not installed; written to a file when a path is given.
 
         Args:
             form: `"python"` for a function `convert(state)` that needs torch only, `"transformers"` for the list of
                 `WeightRenaming` and `WeightConverter` that `transformers` loads such checkpoints with.
             path: a file to write.
+            config: for `"transformers"`: the target's configuration, from which it reads how many heads to reorder.
 
         Raises:
             PlanError: the form cannot express the plan; the message names the tensor.
         """
         from pyrosys.adapters import export_python, export_transformers
 
-        forms = {"python": export_python.to_python, "transformers": export_transformers.to_transformers}
-        if form not in forms:
-            raise InputError(f"Expected a form among {', '.join(forms)}, found {form!r}.")
-        text = forms[form](self)
+        if form not in ("python", "transformers"):
+            raise InputError(f"Expected 'python' or 'transformers', found {form!r}.")
+        python = form == "python"
+        text = export_python.to_python(self) if python else export_transformers.to_transformers(self, config)
         if path is not None:
             pathlib.Path(path).write_text(text, encoding="utf-8")
         return text

@@ -1,4 +1,4 @@
-"""The structure engine on the command line: ``port``, ``diff`` and ``fingerprint``."""
+"""The structure engine on the command line: ``port``, ``diff``, ``export`` and ``fingerprint``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["declare"]
 
 def declare(add: Add) -> None:
     """Add the commands of this group."""
-    for command in (_add_port, _add_diff, _add_fingerprint):
+    for command in (_add_port, _add_diff, _add_export, _add_fingerprint):
         command(add)
 
 
@@ -111,6 +111,38 @@ def _inputs(reference: str | None, *models: nn.Module) -> Any:
     if inputs is None:
         raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
     return inputs
+
+
+def _add_export(add: Add) -> None:
+    parser = add(
+        "export",
+        _export,
+        "write a plan as Python, for where PyroSys is not installed",
+        "pyrosys export ported/plan.json --output convert.py",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="plan that `pyrosys port` or `Plan.save` wrote")
+    parser.add_argument(
+        "--form",
+        choices=("python", "transformers"),
+        default="python",
+        help="a function that needs torch only, or a mapping for transformers (default: python)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: print)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Write a plan as Python text, for where PyroSys is not installed.
+
+    The form python is a module with a function `convert(state)`, from the source's state dict to the target's. The form
+    transformers is a module with a function `mapping()`, the renamings and converters with which transformers loads such
+    checkpoints; it is checked with transformers, which has to be installed.
+    """
+    text = pyrosys.Plan.load(options.plan).export(options.form)
+    if options.output is None:
+        print(text, end="")
+        return
+    with replacing(options.output) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _add_fingerprint(add: Add) -> None:
