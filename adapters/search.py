@@ -78,8 +78,10 @@ def match_parts(source: Whole, target: Whole, search: bool, match: Match) -> Pla
     if search:
         return _searched(source, target, match)
     proposals = [(source.named, target.named)]
-    if not isinstance(source.model, CardSide):
-        proposals.append(tuple(Part(alone=w.named.values[0].path) if w.path else Part() for w in (source, target)))  # type: ignore[arg-type]
+    values = [v for part in proposals[0] for v in part.values]
+    if not isinstance(source.model, CardSide) and not any(v.call for v in values):
+        alone = [Part(alone=whole.named.values[0].path) if whole.path else Part() for whole in (source, target)]
+        proposals.append((alone[0], alone[1]))
     errors: list[PyrosysError] = []
     for parts in proposals:
         try:
