@@ -237,6 +237,33 @@ class Traced(torch.Tensor):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Like:
+    """How a tensor without values is laid out."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Like":
+        return _Like(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+def _signature(value: Any) -> Any:
+    """What the shape of a result can depend on."""
+    if isinstance(value, Tensor):
+        return _Like.of(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_signature(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _signature(v)) for k, v in sorted(value.items()))
+    return type(value), value
+
+
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the model runs."""
 
@@ -251,6 +278,7 @@ class _Recorder(TorchDispatchMode):
         self.data: set[int] = set()
         self.alive: list[Any] = []
         self.constants: dict[tuple[int, int], tuple[Tensor, fx.Node]] = {}
+        self.results: dict[Any, Any] = {}
 
     # Leaves
 
@@ -359,7 +387,7 @@ class _Recorder(TorchDispatchMode):
         node_args, node_kwargs = map_leaves(self.graph_argument, (list(args), dict(kwargs)))
         inner_args, inner_kwargs = map_leaves(self.inner_argument, (list(args), dict(kwargs)))
         try:
-            inner = func(*inner_args, **inner_kwargs)
+            inner = self.inner_result(func, inner_args, inner_kwargs)
         except NotImplementedError as error:
             if self.symbolic:
                 raise _NeedsNumbers from error
@@ -378,6 +406,25 @@ class _Recorder(TorchDispatchMode):
                     parts.append(part)
             return type(inner)(parts)
         return inner
+
+    def inner_result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation makes of inner tensors.
+
+        Without values a result is a shape, which layers that are alike share: most shape rules of torch are written in Python,
+        and would take half of the time of a capture.
+        """
+        if not self.symbolic or func.is_view:
+            return func(*args, **kwargs)
+        key = func, _signature(args), _signature(kwargs)
+        known = self.results.get(key)
+        if known is not None:
+            return map_leaves(_Like.empty, known)
+        result = func(*args, **kwargs)
+        inputs = {_storage(a) for a in leaves((args, kwargs)) if isinstance(a, Tensor)}
+        found = list(leaves(result))
+        if all(isinstance(r, Tensor) and _storage(r) not in inputs for r in found):
+            self.results[key] = map_leaves(_Like.of, result)
+        return result
 
     def wrap(self, inner: Tensor, node: fx.Node, sources: Sequence[Tensor]) -> Traced:
         """A traced result; a view shares the memory of the tensor it looks at."""
@@ -792,9 +839,13 @@ def _has_own_state(kind: type) -> bool:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if type(value) in (dict, OrderedDict) and not value and id(value) not in memo:
-        memo[id(value)] = empty = type(value)()
-        return empty
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (dict, OrderedDict):
+        memo[id(value)] = found = type(value)()
+        for key, item in value.items():
+            found[_copied(key, memo)] = _copied(item, memo)
+        return found
     return copy.deepcopy(value, memo)
 
 

@@ -315,15 +315,13 @@ class Colouring:
         leaves: dict[Place, Tensor] = {}
         operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
         self.records = {}
-        by_node: dict[fx.Node, list[Place]] = {}
-        for place in structure.places:
-            by_node.setdefault(place.node, []).append(place)
         with torch.enable_grad():
             for node in structure.nodes:
                 if node in structure.pure:
                     continue
                 role = structure.role.get(node, ("plain",))
-                for place in by_node.get(node, ()):
+                here = structure.places_at.get(node, ())
+                for place in here:
                     if place.kind == "elements":
                         leaves[place] = _uniform(self.families[place].features, 11 + self.salt).requires_grad_()
                 if role[0] == "contract":
@@ -331,8 +329,8 @@ class Colouring:
                 elif role[0] == "look up":
                     values[node] = self._look_up(node, role, values)
                 else:
-                    mine = {p.source: leaves[p] for p in by_node.get(node, ())}
-                    for operand in {p.operand for p in by_node.get(node, ())}:
+                    mine = {p.source: leaves[p] for p in here}
+                    for operand in {p.operand for p in here}:
                         operands[node, operand] = self._materialise(operand, mine, values)
                     if role[0] == "decorate":
                         parameter = operands[node, role[2]]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from pyrosys.adapters.nodes import args_of, target_of
-from pyrosys.adapters.precision import wide
+from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
+from pyrosys.adapters.precision import widest
 
 __all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
 
@@ -76,6 +76,7 @@ def _works_pointwise(target: Any) -> bool:
     return hasattr(target, "tags") and torch.Tag.pointwise in target.tags
 
 
+@functools.cache
 def is_known(operation: Any) -> bool:
     """Whether an ATen operation is of one of the kinds above, so that nothing is gained by taking it apart."""
     name = operation._schema.name.split("::")[1]
@@ -84,16 +85,16 @@ def is_known(operation: Any) -> bool:
 
 def tensor_arguments(node: fx.Node) -> list[fx.Node]:
     """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found
+    return [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
 
 
 def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     """Execute one node on the values that `lookup` gives, in float64."""
-    args = map_arg(args_of(node), lookup)
-    kwargs = map_arg(node.kwargs, lookup)
-    return target_of(node)(*wide(args), **wide(kwargs))
+
+    def read(argument: Any) -> Any:
+        return lookup(argument) if isinstance(argument, fx.Node) else widest(argument)
+
+    return target_of(node)(*map_leaves(read, node.args), **map_leaves(read, node.kwargs))
 
 
 def _shape(value: Any) -> tuple[int, ...]:

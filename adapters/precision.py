@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.nodes import map_leaves
 
-__all__ = ["Widen", "default_dtype", "wide"]
+__all__ = ["Widen", "default_dtype", "wide", "widest"]
 
 _REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
@@ -22,10 +22,11 @@ _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 def wide(args: Any) -> Any:
     """Arguments with every floating-point type replaced by its widest."""
-    return map_leaves(_widest, args)
+    return map_leaves(widest, args)
 
 
-def _widest(value: Any) -> Any:
+def widest(value: Any) -> Any:
+    """The widest type for a floating-point type; anything else as it is."""
     if not isinstance(value, torch.dtype):
         return value
     return torch.float64 if value in _REAL else torch.complex128 if value in _COMPLEX else value

@@ -8,6 +8,7 @@ rounded, measured on the same probe. Agreement to float64 rounding is tried firs
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from pyrosys.errors import CaptureError, VerificationError
 if TYPE_CHECKING:
     from pyrosys.adapters.plan import Plan
 
-__all__ = ["Outcome", "compare", "digest_of", "random_state", "verify_plan"]
+__all__ = ["Outcome", "compare", "digest_of", "random_state", "rounding_response", "verify_plan"]
 
 _SLACK = 8.0
 
@@ -162,7 +163,8 @@ def compare(
         outputs.append(expected)
 
     def response(step: float) -> float:
-        return max(_response(source, source_state, i, dtype, expected, step) for i, expected in enumerate(outputs))
+        every = (rounding_response(source, source_state, i, dtype, e, step) for i, e in enumerate(outputs))
+        return max(itertools.chain.from_iterable(every), default=0.0)
 
     step = torch.finfo(dtype).eps
     name = str(dtype).removeprefix("torch.")
@@ -177,10 +179,10 @@ def compare(
     return Outcome(Comparison(parameters, name, difference, scale, allowed, rounding), difference <= allowed)
 
 
-def _response(
+def rounding_response(
     side: Side, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype, expected: list[Tensor], step: float
-) -> float:
-    """How far the outputs move when every parameter moves by one rounding step."""
+) -> list[float]:
+    """How far each output moves when every parameter moves by one rounding step."""
 
     def move(name: str) -> Tensor:
         tensor = state[name]
@@ -195,7 +197,7 @@ def _response(
         return moved
 
     found = side.run(LazyState(state, move), probe, dtype)
-    return max((float((e - f).abs().max()) for e, f in zip(expected, found, strict=True) if e.numel()), default=0.0)
+    return [float((e - f).abs().max()) if e.numel() else 0.0 for e, f in zip(expected, found, strict=True)]
 
 
 def _check_finite(output: Tensor, name: str, parameters: str) -> None:
@@ -258,7 +260,7 @@ def certify(
         The certificate, the first comparison that failed if one did, and the source state it failed with.
     """
     state = source.state()
-    own = LazyState(target.state(), lambda name: _own_value(target, name))
+    own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
     rounds = _ROUNDS
     if sum(t.numel() for t in state.values()) > _LARGE:
         source, target = (_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
@@ -349,9 +351,8 @@ def _consistent(drawn: LazyState, plan: "Plan") -> LazyState:
     return LazyState(drawn, make)
 
 
-def _own_value(target: Side, name: str) -> Tensor:
+def _own_value(tensor: Tensor) -> Tensor:
     """The target's own value of a tensor; zeros where it is on meta and cannot matter."""
-    tensor = target.state()[name]
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach()
 
 
