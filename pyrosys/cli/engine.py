@@ -36,6 +36,11 @@ def _add_port(add: Add) -> None:
     parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
     parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
     parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument("--part", action="store_true", help="move the largest part that both have; the rest stays")
+    parser.add_argument("--source-part", metavar="PATH", help="submodule of the source that counts")
+    parser.add_argument("--target-part", metavar="PATH", help="submodule of the target that counts")
+    parser.add_argument("--within", metavar="PATH", help="which nested mapping of the checkpoint to read")
+    parser.add_argument("--prefix", help="what the checkpoint's names have in front of the source's (default: found)")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
 
 
@@ -53,7 +58,18 @@ def _port(options: argparse.Namespace) -> None:
     source, target = build_model(options.source), build_model(options.target)
     inputs = _inputs(options.inputs, target)
     target_inputs = call_reference(options.target_inputs) if options.target_inputs else None
-    result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
+    result = pyrosys.port(
+        options.checkpoint,
+        target,
+        source=source,
+        inputs=inputs,
+        target_inputs=target_inputs,
+        part=options.part,
+        source_part=options.source_part,
+        target_part=options.target_part,
+        within=options.within,
+        prefix=options.prefix,
+    )
     with replacing(options.output) as directory:
         directory.mkdir()
         pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
