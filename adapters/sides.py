@@ -21,6 +21,7 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
+from pyrosys.adapters.sums import join_sums
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["ModuleSide", "Side"]
@@ -37,6 +38,8 @@ class Side(Protocol):
     def choose(self, outputs: list[int]) -> None: ...
 
     def freeze_buffers(self) -> bool: ...
+
+    def join_sums(self) -> bool: ...
 
     def merge_products(self) -> bool: ...
 
@@ -63,6 +66,7 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
         self.frozen = False
+        self.joining = False
         self.merging = False
         self.state_buffers: frozenset[str] = frozenset()
 
@@ -72,7 +76,14 @@ class ModuleSide:
         self.state_buffers = captured.buffers & captured.reached
         if self.merging:
             merge_products(captured)
+        if self.joining:
+            join_sums(captured)
         return captured
+
+    def join_sums(self) -> bool:
+        """Take contractions that are added together from now on; whether that changes anything."""
+        self.joining = True
+        return join_sums(capture(self.model, self.probes[0], output=self.select, frozen=self.frozen))
 
     def merge_products(self) -> bool:
         """Take products of matrices together from now on; whether that changes anything."""
