@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,9 +28,9 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
+from pyrosys.adapters.nodes import leaves, map_leaves
 from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.errors import CaptureError, PyrosysError
@@ -315,26 +316,23 @@ class _Recorder(TorchDispatchMode):
             node.meta.update(shape=tuple(like.shape), dtype=like.dtype)
         return node
 
-    def graph_arguments(self, args: Any) -> Any:
-        return tree_map(lambda value: self.node_of(value) if isinstance(value, Tensor) else value, args)
+    def graph_argument(self, value: Any) -> Any:
+        return self.node_of(value) if isinstance(value, Tensor) else value
 
-    def inner_arguments(self, args: Any) -> Any:
-        def unwrap(value: Any) -> Any:
-            if isinstance(value, Traced):
-                return value.held
-            if isinstance(value, Tensor) and self.symbolic:
-                return value if value.is_meta else value.to("meta")
-            if isinstance(value, torch.device) and self.symbolic:
-                return torch.device("meta")
-            return value
-
-        return tree_map(unwrap, args)
+    def inner_argument(self, value: Any) -> Any:
+        if isinstance(value, Traced):
+            return value.held
+        if isinstance(value, Tensor) and self.symbolic:
+            return value if value.is_meta else value.to("meta")
+        if isinstance(value, torch.device) and self.symbolic:
+            return torch.device("meta")
+        return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.in_float64:
             args, kwargs = wide((args, kwargs))
-        if not tree_any(self.is_traced, (args, kwargs)):
+        if not any(map(self.is_traced, leaves((args, kwargs)))):
             result = func(*args, **kwargs)
             self.inherit_data(func, (args, kwargs), result)
             return result
@@ -358,8 +356,8 @@ class _Recorder(TorchDispatchMode):
             raise _NeedsNumbers
         if func is aten._local_scalar_dense.default:
             return args[0].held.item()
-        node_args, node_kwargs = self.graph_arguments((list(args), dict(kwargs)))
-        inner_args, inner_kwargs = self.inner_arguments((list(args), dict(kwargs)))
+        node_args, node_kwargs = map_leaves(self.graph_argument, (list(args), dict(kwargs)))
+        inner_args, inner_kwargs = map_leaves(self.inner_argument, (list(args), dict(kwargs)))
         try:
             inner = func(*inner_args, **inner_kwargs)
         except NotImplementedError as error:
@@ -367,7 +365,7 @@ class _Recorder(TorchDispatchMode):
                 raise _NeedsNumbers from error
             raise
         node = self.emit(func, tuple(node_args), node_kwargs, inner)
-        sources = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        sources = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
         if isinstance(inner, Tensor):
             return self.wrap(inner, node, sources)
         if isinstance(inner, (tuple, list)):
@@ -390,12 +388,12 @@ class _Recorder(TorchDispatchMode):
         return Traced(inner, memory, node, self.device)
 
     def inherit_data(self, func: Any, args: Any, result: Any) -> None:
-        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+        tensors = [a for a in leaves(args) if isinstance(a, Tensor)]
         is_data = func not in _VALUE_FREE and any(_storage(a) in self.data for a in tensors)
         if is_data and func in _GATHERS and _storage(tensors[0]) not in self.data and _is_uniform(tensors[0]):
             return
         if is_data:
-            for leaf in tree_leaves(result):
+            for leaf in leaves(result):
                 if isinstance(leaf, Tensor):
                     self.mark_data(leaf)
 
@@ -760,17 +758,44 @@ def _is_missing_numbers(error: BaseException) -> bool:
 def shadow(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every tensor, so that what a forward pass caches stays out of the original."""
     memo: dict[int, Any] = {}
+    plain: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
         for value in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
             if isinstance(value, Tensor):
                 memo[id(value)] = value
+        kind = type(module)
+        if (
+            not hasattr(kind, "__deepcopy__")
+            and kind.__reduce_ex__ is object.__reduce_ex__
+            and not _has_own_state(kind)
+        ):
+            memo[id(module)] = twin = kind.__new__(kind)
+            plain.append((module, twin))
     try:
+        # As `copy.deepcopy` does, which spends most of its time on the empty dictionaries of hooks.
+        for module, twin in plain:
+            vars(twin).update({name: _copied(value, memo) for name, value in vars(module).items()})
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and recording must not change it. "
             "Remove what cannot be copied (open files, locks, results of earlier passes) from its attributes."
         ) from error
+
+
+def _has_own_state(kind: type) -> bool:
+    """Whether a class of modules says itself how it is copied."""
+    own = {name for parent in kind.__mro__ if parent not in (nn.Module, object) for name in vars(parent)}
+    return bool(own & {"__getstate__", "__setstate__", "__reduce__", "__getnewargs__", "__getnewargs_ex__", "__new__"})
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if not value and type(value) in (dict, OrderedDict) and id(value) not in memo:
+        memo[id(value)] = empty = type(value)()
+        return empty
+    return copy.deepcopy(value, memo)
 
 
 @contextlib.contextmanager
