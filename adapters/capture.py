@@ -792,7 +792,7 @@ def _has_own_state(kind: type) -> bool:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if not value and type(value) in (dict, OrderedDict) and id(value) not in memo:
+    if type(value) in (dict, OrderedDict) and not value and id(value) not in memo:
         memo[id(value)] = empty = type(value)()
         return empty
     return copy.deepcopy(value, memo)
