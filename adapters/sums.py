@@ -225,7 +225,9 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _moves(node: fx.Node) -> bool:
-    return node.op == "call_function" and "shape" in node.meta and is_layout(node) and len(tensor_arguments(node)) == 1
+    if node.op != "call_function" or not is_layout(node) or len(tensor_arguments(node)) != 1:
+        return False
+    return all(n.meta.get("shape") is not None for n in (node, *tensor_arguments(node)))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -233,7 +235,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def _numel(node: fx.Node) -> int:
-    return torch.Size(node.meta["shape"] or ()).numel()
+    return torch.Size(node.meta["shape"]).numel()
 
 
 def _elements(group: Sequence[_Product]) -> int:

@@ -142,10 +142,8 @@ class Attention(nn.Module):
             query = query * spec.scale
         if self.scaling == "key":
             key = spec.scale * key
-        if self.product == "einsum":
-            scores = torch.einsum("...qd,...kd->...qk", query, key)
-        else:
-            scores = query @ key.transpose(-1, -2)
+        by_name = self.product == "einsum"
+        scores = torch.einsum("...qd,...kd->...qk", query, key) if by_name else query @ key.transpose(-1, -2)
         if self.scaling == "scores":
             scores = scores * spec.scale
         if bias is not None:
@@ -163,9 +161,7 @@ class Attention(nn.Module):
                 case _:
                     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1) if spec.weights == "softmax" else scores.sigmoid()
-        if self.product == "einsum":
-            return torch.einsum("...qk,...kd->...qd", weights, value)
-        return weights @ value
+        return torch.einsum("...qk,...kd->...qd", weights, value) if by_name else weights @ value
 
 
 class FeedForward(nn.Module):

@@ -18,7 +18,7 @@ from tests.adapters.generated.spelling import Choices, Spelling, Values
 
 __all__ = ["Case", "Side", "composition", "mutation"]
 
-FRESH = (Sizes(2, 5), Sizes(4, 8))
+SEEN, FRESH = Sizes(3, 6), (Sizes(2, 5), Sizes(4, 8))
 SAME, OTHER = 1e-8, 1e-6
 _ABOUT = re.compile(r"^(layers(\.\d+)? )?(step \d+ )?(branch \d+ )?(.*(?= way$| gain$)|part \d+)?")
 Decisions = Mapping[str, Mapping[str, int]]
@@ -34,7 +34,7 @@ class Side:
     def built(self, seed: int) -> tuple[nn.Module, Model]:
         return built(self.spec, Spelling(self.choices, Values(seed)))
 
-    def example(self, seed: int, sizes: Sizes = Sizes()) -> tuple[Tensor, ...]:
+    def example(self, seed: int, sizes: Sizes = SEEN) -> tuple[Tensor, ...]:
         return example(self.spec, self.built(0)[1], seed, sizes)
 
 
@@ -147,11 +147,10 @@ def mutation(random: Random, fixed: Decisions | None = None) -> Case:
 
 
 def _choices(random: Random, fixed: Decisions | None, *names: str) -> dict[str, Choices]:
+    """Spellings are anything from nearly plain to as unusual as can be."""
     return {
         name: Choices(
-            Random(random.random()),
-            random.choice((0.0, 0.4, 0.8)) if name in ("source", "target") else 0.0,
-            (fixed or {}).get(name),
+            random, 0.0 if name in ("spec", "change") else random.choice((0.0, 0.4, 0.8)), (fixed or {}).get(name)
         )
         for name in names
     }

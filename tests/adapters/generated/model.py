@@ -223,7 +223,7 @@ class Model(nn.Module):
                 self.rounds = range(spec.depth)
             else:
                 layers = layers * spec.depth
-        elif count > 1 and spelling.layers_alike and spelling.choose("layers", "list", "stack") == "stack":
+        elif count > 1 and spelling.storage == "stack":
             return Stacked(layers)
         return Layers(layers)
 
@@ -298,7 +298,7 @@ def built(spec: Spec, spelling: Spelling) -> tuple[nn.Module, Model]:
     """The model as it is kept, and the model that it was made from."""
     model = Model(spec, spelling)
     module = Keywords(model, names(spec))
-    if spelling.choose("storage", "modules", "modules", "modules", "vector") == "vector":
+    if spelling.storage == "vector":
         module = Flat(module)
     if spelling.choose("names", "plain", "shuffled") == "shuffled":
         module = Renamed(module, 5)
@@ -312,11 +312,11 @@ def names(spec: Spec) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Sizes:
-    batch: int = 3
-    length: int = 6
+    batch: int
+    length: int
 
 
-def example(spec: Spec, model: Model, seed: int, sizes: Sizes = Sizes()) -> tuple[Tensor, ...]:
+def example(spec: Spec, model: Model, seed: int, sizes: Sizes) -> tuple[Tensor, ...]:
     """What the model takes, in float64, in its alphabet or its order of columns."""
     generator = torch.Generator().manual_seed(seed)
     batch, length = sizes.batch, sizes.length

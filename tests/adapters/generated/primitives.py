@@ -74,7 +74,14 @@ class Linear(nn.Module):
 
 
 PLAIN = ("linear", "matrix", "addmm", "convolution", "einsum", "matrix, bias apart")
-UNUSUAL = ("linear", *PLAIN, *PLAIN, "columns apart", "rows apart", "weight norm", "low rank")
+CUT = (*PLAIN, *PLAIN, "columns apart", "rows apart")
+COMPUTED = ("weight norm", "low rank")
+
+
+def written(spelling: Spelling, path: str, weight: Tensor, bias: Tensor | None) -> Linear:
+    """A linear map in one of the ways; in modules of their own, parameters may be computed from others."""
+    ways = PLAIN if len(weight) < 3 else (*CUT, *COMPUTED) if spelling.storage == "modules" else CUT
+    return Linear(spelling.choose(f"{path} way", *ways), weight, bias)
 
 
 class Scaled(nn.Module):
@@ -121,7 +128,7 @@ def linear(
         factor = None if factor is None else factor[rows]
     if columns is not None:
         weight = weight[:, columns]
-    inner = Linear(spelling.choose(f"{path} way", *(UNUSUAL if outputs > 2 else PLAIN)), weight, offset)
+    inner = written(spelling, path, weight, offset)
     return inner if factor is None or folded else Scaled(inner, factor)
 
 
@@ -207,9 +214,7 @@ def maps(spelling: Spelling, path: str, inputs: int, parts: list[Part]) -> Maps:
         weight[places.flatten()] = spelling.values.weight(name, part.width, inputs)[rows]
         if part.bias:
             bias[places.flatten()] = spelling.values.bias(f"{name} bias", part.width)[rows]
-    whole.maps.append(
-        Linear(spelling.choose(f"{path} way", *UNUSUAL), weight, bias if any(part.bias for part in parts) else None)
-    )
+    whole.maps.append(written(spelling, path, weight, bias if any(part.bias for part in parts) else None))
     return whole
 
 

@@ -172,8 +172,8 @@ HIDDEN_ACTIVATIONS = ("gelu", "gelu-tanh", "relu", "silu", "tanh", "relu squared
 def draw(choices: Choices) -> Spec:
     """A random model; the first options give the simplest."""
     stem = choices("stem", "features", "tokens", "features", "tokens", "places", "rows")
-    steps = tuple(_step(choices, stem, f"step {number}") for number in range(choices("steps", 1, 2, 2, 3)))
-    depth = choices("depth", 1, 1, 2)
+    steps = tuple(_step(choices, stem, f"step {number}") for number in range(choices("steps", 1, 2)))
+    depth = choices("depth", 1, 1, 1, 2)
     pooling = choices("pooling", "none", "none", "mean", "max", "first", "attention")
     language = stem == "tokens" and pooling == "none"
     tied = language and choices("tied", False, True)

@@ -79,12 +79,17 @@ class Spelling:
     Args:
         choices: Where decisions come from.
         values: Where the numbers come from.
+
+    Attributes:
+        storage: How tensors are kept: each in its module, those of all layers in one tensor, or all in one vector.
+        layers_alike: Whether all layers are written in one way.
     """
 
     def __init__(self, choices: Choices, values: Values) -> None:
         self.choices = choices
         self.values = values
-        self.layers_alike = choices("layers are written alike", True, False)
+        self.storage = choices("storage", *["modules"] * 6, "stack", "vector")
+        self.layers_alike = self.storage == "stack" or choices("layers are written alike", True, False)
 
     def choose(self, path: str, *options: T) -> T:
         """One of the ways, the plainest first; for all layers the same if they are written alike."""
