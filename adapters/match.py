@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import operator
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +28,7 @@ from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.search import Whole, match_parts, sides_of
 from pyrosys.adapters.share import share_equal_work
-from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.sides import READINGS, ModuleSide, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
@@ -149,16 +149,20 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     """`match` on prepared sides.
 
     A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
-    (rotary angles), and matrices in a row may be layers or a low-rank update. Only the other model tells which. The plain
-    reading comes first, and the others where it fails and they make a difference.
+    (rotary angles), matrices in a row may be layers or a low-rank update, and matrices side by side may be branches or one
+    that was cut. Only the other model tells which. The plain reading comes first, and the others where it fails and they make
+    a difference.
     """
     try:
         return _followed(source, target, tolerance)
     except StructureMismatch as error:
         mismatch = error
-    for change in (operator.methodcaller("freeze_buffers"), operator.methodcaller("merge_products")):
-        changed = [change(side) for side in (source, target)]
-        if any(changed):
+    sides = source, target
+    possible = [reading for reading in READINGS if any(reading in side.possible() for side in sides)]
+    for count in range(1, len(possible) + 1):
+        for readings in itertools.combinations(possible, count):
+            for side in sides:
+                side.read(frozenset(readings))
             with contextlib.suppress(PyrosysError):
                 return _followed(source, target, tolerance)
     raise mismatch
