@@ -275,7 +275,7 @@ def _contracted_links(
         Paired positions of target and source, and the target positions that nothing told apart.
     """
     (target, source), *_ = probes
-    at, other_at = target.structure.places.index(place), source.structure.places.index(other_place)
+    at, other_at = target.structure.number[place], source.structure.number[other_place]
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])

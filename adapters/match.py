@@ -147,25 +147,38 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
     structures = structure_of(source), structure_of(target)
     outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
-    best = _search(structures, probes)
-    if best.complete:
-        try:
-            plan = _plan(source, target, structures, best)
-        except StructureMismatch as error:
-            error.found = Mismatch(structures, Parting(str(error)))
-            raise
-        if best.order is not None:
-            plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
-            plan.output_order = tuple(best.order.tolist())
-        certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
-        if failed is None:
-            plan.certificate = certificate
-            plan.probes = (list(source.probes), list(target.probes))
-            plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
-            plan.checked = "random parameters" if source.is_meta() else "real weights"
-            return plan
-        raise _explain_failure(source, target, best, plan, failed, state or {})
-    raise _explain(source, target, structures, best)
+    for at_once in (True, False):  # what was decided at once may be wrong; then carefully
+        best = _search(structures, probes, at_once)
+        outcome = _proved(source, target, structures, best, tolerance)
+        if isinstance(outcome, Plan):
+            return outcome
+        if not best.refinement.at_once:
+            break
+    raise outcome
+
+
+def _proved(
+    source: Side, target: Side, structures: tuple[Structure, Structure], best: "_Attempt", tolerance: float | None
+) -> Plan | StructureMismatch:
+    """The plan of an attempt, if it is complete and both sides compute the same under it; or what stands in the way."""
+    if not best.complete:
+        return _explain(source, target, structures, best)
+    try:
+        plan = _plan(source, target, structures, best)
+    except StructureMismatch as error:
+        error.found = Mismatch(structures, Parting(str(error)))
+        return error
+    if best.order is not None:
+        plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
+        plan.output_order = tuple(best.order.tolist())
+    certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
+    if failed is not None:
+        return _explain_failure(source, target, best, plan, failed, state or {})
+    plan.certificate = certificate
+    plan.probes = (list(source.probes), list(target.probes))
+    plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
+    plan.checked = "random parameters" if source.is_meta() else "real weights"
+    return plan
 
 
 def structure_of(side: Side, probe: int = 0) -> Structure:
@@ -178,14 +191,14 @@ _ORDER_NOTE = (
 )
 
 
-def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Attempt":
+def _search(structures: tuple[Structure, Structure], probes: "_Probes", at_once: bool) -> "_Attempt":
     """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
     for salt, use_numbers in enumerate((True, True, False)):
         if salt == 1 and best is not None and best.refinement.settled:
             continue  # other made-up numbers help only where these were unlucky from the start
         for anonymous in (False, True) if probes.may_reorder else (False,):
-            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous)
+            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, at_once=at_once)
             if attempt.refinement.agree:
                 order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
                 if order is not None:
@@ -239,6 +252,7 @@ def _attempt(
     use_numbers: bool = True,
     anonymous: bool = False,
     order: Tensor | None = None,
+    at_once: bool = False,
 ) -> _Attempt:
     # Sums of many terms of either sign are kept where activations do not saturate, or rounding would grow with the depth.
     spread = max(12.0, 0.6 * max(s.widest for s in structures) ** 0.5)
@@ -260,10 +274,8 @@ def _attempt(
                 mine.under(first)
         return further + pairs
 
-    refinement = refine(sides, use_numbers=use_numbers)
+    refinement = refine(sides, use_numbers=use_numbers, at_once=at_once)
     if refinement.agree:
-        for side in sides:
-            side.run()
         return _Attempt(refinement, sides, assemble(*sides, functools.cache(extra)), order)
     unmatched = Assembly(unmatched=["colours of the two models differ"])
     return _Attempt(refinement, sides, unmatched, order)

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyrosys.errors import SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
@@ -35,14 +35,29 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pyrosys.adapters.capture import Inputs
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
+    from pyrosys.hub.sources import Source
     from pyrosys.model import Model
 
-__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "without_initialisation"]
+__all__ = [
+    "CARDS",
+    "Layout",
+    "build",
+    "info",
+    "knows",
+    "list_models",
+    "load",
+    "model_class",
+    "published",
+    "read_family",
+    "without_initialisation",
+]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
 logger = logging.getLogger(__name__)
@@ -59,6 +74,17 @@ def list_models(pattern: str = "*") -> list[str]:
         ['esm2-150m', 'esm2-15b']
     """
     return sorted(name for name in _entries() if fnmatchcase(name, pattern))
+
+
+def knows(name: str) -> bool:
+    """Whether this is the name of a model, of the zoo or of the user's own catalogue."""
+    return name in _entries()
+
+
+def published(name: str) -> list[Source] | None:
+    """Where the published entry of this name is; nothing if it is a model of the zoo."""
+    entry = _entry(name)
+    return entry["sources"] if entry["layout"] is None else None
 
 
 def info(name: str) -> dict[str, Any]:
@@ -84,9 +110,17 @@ def build(name: str) -> Model:
     Raises:
         SourceError: There is no model of this name.
     """
-    module, _, family = _entry(name)["class"].partition(":")
-    imported = importlib.import_module(module)
-    return getattr(imported, family)(imported.SIZES[name])
+    kind = model_class(_entry(name)["class"])
+    assert kind is not None  # the zoo's own
+    return kind(importlib.import_module(kind.__module__).SIZES[name])
+
+
+def model_class(reference: Any) -> type[Model] | None:
+    """The class of the zoo that ``module:Class`` names; nothing else is ever imported."""
+    if not any(reference == entry["class"] for entry in _zoo().values()):
+        return None
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
@@ -121,6 +155,12 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     return model if device is None else model.to(device)
 
 
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+    """The layout that tensors of these names and shapes are in, of those that the zoo knows."""
+    layouts = {entry["layout"]: name for name, entry in _zoo().items()}
+    return next((layout for layout in map(Layout.of, layouts.values()) if layout.fits(shapes)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the files of one implementation are laid out, and how to compare that implementation with our model.
@@ -150,16 +190,32 @@ class Layout:
 
         return StructureCard.load(self.path("structure.json.gz"))
 
+    @property
+    def example(self) -> Inputs:
+        """The card's example in the form that our model takes."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs
+
+        tensors = load_file(self.path("probe.safetensors"))
+        return Inputs(*(tensors[key] for key in sorted(tensors)))
+
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
 
-    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
         known = {*self.card.tensors, *self.card.captured.ties}
         extra = [name for name in weights if name not in known]
         ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
         return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes are those of a published file of this layout."""
+        known, ties = self.card.tensors, self.card.captured.ties
+        named = {ties.get(name, name): shapes[name] for name in self.relevant(shapes)}
+        return named.keys() >= self.card.captured.reached and all(known.get(n) == shape for n, shape in named.items())
 
     def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
         """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""
@@ -176,17 +232,14 @@ class Layout:
 
     def side(self, model: Model) -> ModuleSide:
         """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
-        from safetensors.torch import load_file
-
-        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.capture import shadow
         from pyrosys.adapters.sides import ModuleSide
+        from pyrosys.porting import calling
 
-        twin, family, output = shadow(model), type(model), self.output
+        twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
-        twin.__class__ = type(family.__name__, (family,), {"forward": getattr(family, output)})
-        tensors = load_file(self.path("probe.safetensors"))
-        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
-        return ModuleSide(twin.eval(), [inputs], None)
+        twin = calling(twin, self.output)
+        return ModuleSide(twin.eval(), [self.example], None)
 
     def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
         """Run the card's graph with the file's weights and our model on the same example.
@@ -243,15 +296,25 @@ def without_initialisation() -> Iterator[None]:
         yield
 
 
-@functools.cache
 def _entries() -> dict[str, dict[str, Any]]:
-    """Every model's card, with what its family shares."""
+    """Every model's card, with what its family shares; a name of the zoo stands for nothing else."""
+    from pyrosys.own_catalogue import read
+
+    return {**read(), **_zoo()}
+
+
+@functools.cache
+def _zoo() -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(CARDS.parent.glob("*.json")):
-        family = json.loads(path.read_text(encoding="utf-8"))
-        for name, entry in family.pop("entries").items():
-            entries[name] = {**family, **entry}
+        entries |= read_family(path)
     return entries
+
+
+def read_family(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of one catalogue file by name, each with what they share."""
+    family = json.loads(path.read_text(encoding="utf-8"))
+    return {name: {**family, **entry} for name, entry in family.pop("entries").items()}
 
 
 def _entry(name: str) -> dict[str, Any]:

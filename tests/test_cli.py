@@ -21,7 +21,22 @@ from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
 
 DATA = Path(__file__).parent / "data"
 BACKBONE = str(DATA / "1ubq.pdb")
-COMMANDS = ("list", "info", "load", "embed", "score", "design", "port", "diff", "export", "fingerprint", "demo")
+COMMANDS = (
+    "list",
+    "info",
+    "load",
+    "embed",
+    "score",
+    "design",
+    "port",
+    "diff",
+    "export",
+    "fingerprint",
+    "fetch",
+    "where",
+    "verify",
+    "demo",
+)
 
 
 @pytest.fixture
