@@ -21,7 +21,7 @@ from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
 
 DATA = Path(__file__).parent / "data"
 BACKBONE = str(DATA / "1ubq.pdb")
-COMMANDS = ("list", "info", "load", "embed", "score", "design", "port", "fingerprint", "demo")
+COMMANDS = ("list", "info", "load", "embed", "score", "design", "port", "fingerprint", "prepare", "demo")
 
 
 @pytest.fixture
