@@ -38,6 +38,7 @@ COMMANDS = (
     "publish",
     "find",
     "catalogue",
+    "prepare",
     "demo",
 )
 
