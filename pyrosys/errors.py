@@ -8,6 +8,7 @@ PyrosysError
 ├── PlanError
 ├── SourceError
 ├── StructureMismatch
+├── TrainingError
 ├── VerificationError
 └── WeightsError
     └── IntegrityError
@@ -33,6 +34,7 @@ __all__ = [
     "PyrosysError",
     "SourceError",
     "StructureMismatch",
+    "TrainingError",
     "VerificationError",
     "WeightsError",
 ]
@@ -64,6 +66,10 @@ class SourceError(PyrosysError):
 
 class StructureMismatch(PyrosysError):
     """Two models do not share a structure, or share it in more than one way that nothing decides."""
+
+
+class TrainingError(PyrosysError):
+    """Training cannot go on: the loss is not finite, or a worker failed."""
 
 
 class VerificationError(PyrosysError):
