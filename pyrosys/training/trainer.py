@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import Strategy
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -127,8 +127,12 @@ class Trainer:
                 from pyrosys.training.ray_backend import run_on_ray
 
                 run_on_ray(self, task, data)
+            elif self.workers > 1:
+                from pyrosys.training.processes import run_in_processes
+
+                run_in_processes(self, task, data)
             else:
-                run_on_lightning(self, task, data)
+                run_worker(self, task, data, devices=1)
         task.load_state_dict(load_file(kept_parameters(self.path)))
         return Result(self.path, **json.loads(ended.read_text(encoding="utf-8")))
 
@@ -165,15 +169,6 @@ def kept_parameters(directory: Path) -> Path:
     """The file of the parameters that a run keeps."""
     best = directory / "best.safetensors"
     return best if best.exists() else directory / "final.safetensors"
-
-
-def run_on_lightning(trainer: Trainer, task: Task[Any], data: Source) -> None:
-    """Run in this process, or in several that are started from it."""
-    if trainer.workers == 1:
-        run_worker(trainer, task, data, devices=1)
-        return
-    strategy = DDPStrategy(start_method="spawn")
-    run_worker(trainer, task, data, strategy=strategy, devices=trainer.workers)
 
 
 def run_worker(
@@ -292,7 +287,8 @@ class _Progress(Callback):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what Lightning says of the machine and of habits that do not apply here."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         yield
