@@ -23,7 +23,7 @@ from pyrosys.errors import CaptureError, VerificationError
 if TYPE_CHECKING:
     from pyrosys.adapters.plan import Plan
 
-__all__ = ["Outcome", "compare", "digest_of", "random_state", "verify_plan"]
+__all__ = ["Outcome", "compare", "digest_of", "random_state", "rounding_response", "verify_plan"]
 
 _SLACK = 8.0
 
@@ -150,7 +150,8 @@ def compare(
                 difference = float("inf")
             scale = max(scale, float(e.abs().max()) if e.numel() else 0.0)
         outputs.append(expected)
-        response = max(response, _response(source, source_state, probe, dtype, expected, torch.finfo(dtype).eps))
+        rounded = rounding_response(source, source_state, probe, dtype, expected, torch.finfo(dtype).eps)
+        response = max(response, *rounded)
     name = str(dtype).removeprefix("torch.")
     allowed = _SLACK * (response + 4 * torch.finfo(dtype).eps * scale)
     rounding = name
@@ -158,15 +159,15 @@ def compare(
         allowed, rounding = tolerance, "stated by the caller"
     elif dtype == torch.float64 and difference > allowed:
         step = torch.finfo(torch.float32).eps
-        coarse = (_response(source, source_state, i, dtype, expected, step) for i, expected in enumerate(outputs))
-        allowed, rounding = max(coarse) + 2 * step * scale, "float32"
+        coarse = (rounding_response(source, source_state, i, dtype, e, step) for i, e in enumerate(outputs))
+        allowed, rounding = max(map(max, coarse)) + 2 * step * scale, "float32"
     return Outcome(Comparison(parameters, name, difference, scale, allowed, rounding), difference <= allowed)
 
 
-def _response(
+def rounding_response(
     side: Side, state: Mapping[str, Tensor], probe: int, dtype: torch.dtype, expected: list[Tensor], step: float
-) -> float:
-    """How far the outputs move when every parameter moves by one rounding step."""
+) -> list[float]:
+    """How far each output moves when every parameter moves by one rounding step."""
 
     def move(name: str) -> Tensor:
         tensor = state[name]
@@ -177,7 +178,7 @@ def _response(
         return tensor.to(torch.float64 if dtype == torch.float64 else tensor.dtype) * (1 + step * sign)
 
     found = side.run(LazyState(state, move), probe, dtype)
-    return max((float((e - f).abs().max()) for e, f in zip(expected, found, strict=True) if e.numel()), default=0.0)
+    return [float((e - f).abs().max()) if e.numel() else 0.0 for e, f in zip(expected, found, strict=True)]
 
 
 def _check_finite(output: Tensor, name: str, parameters: str) -> None:

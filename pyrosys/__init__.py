@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
     from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
-    from pyrosys.catalogue import info, list_models, load
+    from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
+    from pyrosys.publishing import Published, publish
     from pyrosys.structure import Structure, read_structure
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Model",
     "Plan",
     "Port",
+    "Published",
     "PyrosysError",
     "Structure",
     "StructureCard",
@@ -42,6 +45,7 @@ __all__ = [
     "metrics",
     "modules",
     "port",
+    "publish",
     "read_structure",
     "zoo",
 ]
@@ -50,10 +54,12 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
-    "pyrosys.catalogue": ("info", "list_models", "load"),
+    "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
+    "pyrosys.publishing": ("Published", "publish"),
     "pyrosys.structure": ("Structure", "read_structure"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

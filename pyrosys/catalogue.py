@@ -38,9 +38,22 @@ if TYPE_CHECKING:
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
+    from pyrosys.hub.sources import Source
     from pyrosys.model import Model
 
-__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "without_initialisation"]
+__all__ = [
+    "CARDS",
+    "Layout",
+    "build",
+    "info",
+    "knows",
+    "list_models",
+    "load",
+    "model_class",
+    "published",
+    "read_family",
+    "without_initialisation",
+]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
@@ -59,6 +72,17 @@ def list_models(pattern: str = "*") -> list[str]:
         ['esm2-150m', 'esm2-15b']
     """
     return sorted(name for name in _entries() if fnmatchcase(name, pattern))
+
+
+def knows(name: str) -> bool:
+    """Whether this is the name of a model, of the zoo or of the user's own catalogue."""
+    return name in _entries()
+
+
+def published(name: str) -> list[Source] | None:
+    """Where the published entry of this name is; nothing if it is a model of the zoo."""
+    entry = _entry(name)
+    return entry["sources"] if entry["layout"] is None else None
 
 
 def info(name: str) -> dict[str, Any]:
@@ -84,9 +108,17 @@ def build(name: str) -> Model:
     Raises:
         SourceError: There is no model of this name.
     """
-    module, _, family = _entry(name)["class"].partition(":")
-    imported = importlib.import_module(module)
-    return getattr(imported, family)(imported.SIZES[name])
+    kind = model_class(_entry(name)["class"])
+    assert kind is not None  # the zoo's own
+    return kind(importlib.import_module(kind.__module__).SIZES[name])
+
+
+def model_class(reference: Any) -> type[Model] | None:
+    """The class of the zoo that ``module:Class`` names; nothing else is ever imported."""
+    if not any(reference == entry["class"] for entry in _zoo().values()):
+        return None
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
@@ -180,10 +212,11 @@ class Layout:
 
         from pyrosys.adapters.capture import Inputs, shadow
         from pyrosys.adapters.sides import ModuleSide
+        from pyrosys.porting import calling
 
-        twin, family, output = shadow(model), type(model), self.output
+        twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
-        twin.__class__ = type(family.__name__, (family,), {"forward": getattr(family, output)})
+        twin = calling(twin, self.output)
         tensors = load_file(self.path("probe.safetensors"))
         inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
         return ModuleSide(twin.eval(), [inputs], None)
@@ -243,15 +276,25 @@ def without_initialisation() -> Iterator[None]:
         yield
 
 
-@functools.cache
 def _entries() -> dict[str, dict[str, Any]]:
-    """Every model's card, with what its family shares."""
+    """Every model's card, with what its family shares; a name of the zoo stands for nothing else."""
+    from pyrosys.own_catalogue import read
+
+    return {**read(), **_zoo()}
+
+
+@functools.cache
+def _zoo() -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(CARDS.parent.glob("*.json")):
-        family = json.loads(path.read_text(encoding="utf-8"))
-        for name, entry in family.pop("entries").items():
-            entries[name] = {**family, **entry}
+        entries |= read_family(path)
     return entries
+
+
+def read_family(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of one catalogue file by name, each with what they share."""
+    family = json.loads(path.read_text(encoding="utf-8"))
+    return {name: {**family, **entry} for name, entry in family.pop("entries").items()}
 
 
 def _entry(name: str) -> dict[str, Any]:

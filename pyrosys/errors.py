@@ -6,6 +6,7 @@ PyrosysError
 ├── InputError (also a ValueError)
 ├── MissingExtra (also an ImportError)
 ├── PlanError
+├── PublishError
 ├── SourceError
 ├── StructureMismatch
 ├── VerificationError
@@ -32,6 +33,7 @@ __all__ = [
     "IntegrityError",
     "MissingExtra",
     "PlanError",
+    "PublishError",
     "PyrosysError",
     "SourceError",
     "StructureMismatch",
@@ -66,6 +68,10 @@ class MissingExtra(PyrosysError, ImportError):
 
 class PlanError(PyrosysError):
     """A weight plan cannot be read, applied or inverted."""
+
+
+class PublishError(PyrosysError):
+    """An entry could not be published: not permitted, not reachable, published by another at the same time, or not sound."""
 
 
 class SourceError(PyrosysError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrosys.adapters.capture import as_inputs, named_state, shadow
+from pyrosys.adapters.capture import Inputs, as_inputs, named_state, shadow
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.match import match, match_sides
@@ -19,7 +19,10 @@ from pyrosys.adapters.sides import ModuleSide
 from pyrosys.errors import InputError, PlanError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
 
-__all__ = ["Port", "fill", "port", "state_for"]
+if TYPE_CHECKING:
+    from pyrosys.entry import Entry
+
+__all__ = ["Port", "calling", "fill", "form_of", "port", "state_for"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,20 @@ class Port:
     plan: Plan
     certificate: Certificate
 
+    @property
+    def coverage(self) -> float:
+        """The share of the model's parameters that came from the source; the rest keeps its values (`plan.kept`)."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        kept = sum(sizes.get(name, 0) for name in self.plan.kept)
+        return 1.0 - kept / max(1, sum(sizes.values()))
+
 
 def port(
-    checkpoint: str | Path | Mapping[str, Tensor],
+    checkpoint: str | Path | Mapping[str, Tensor] | Entry,
     target: nn.Module,
     *,
-    source: nn.Module | StructureCard,
+    source: nn.Module | StructureCard | None = None,
+    part: str = "",
     inputs: Any = None,
     target_inputs: Any = None,
     source_output: Callable[[Any], Any] | None = None,
@@ -56,9 +67,11 @@ def port(
     Args:
         checkpoint: A file, folder or address, as `pyrosys.hub.fetch` takes it, or a mapping from names to tensors.
         target: The module to load.
-        source: A module with the layout of the checkpoint, or the structure card of one.
+        source: A module with the layout of the checkpoint, or the structure card of one. A published entry has its own card.
+        part: Name of the submodule of a published entry to load, of those that the entry has cards of.
         inputs: Example arguments of the source, as for `pyrosys.match`. A card has its own.
-        target_inputs: The same examples as the target takes them, when that differs.
+        target_inputs: The same examples as the target takes them, when that differs; for a card, also a function that gives
+            them, called with the card's example.
         source_output: From the source's output to the tensors that count. A card has chosen them.
         target_output: From the target's output to the tensors that count.
         allow_pickle: Whether the checkpoint may be a pickled file, read in torch's restricted way that runs no code.
@@ -78,15 +91,21 @@ def port(
         >>> torch.equal(ours.weight.squeeze(-1), theirs.weight)
         True
     """
-    weights = _open(checkpoint, allow_pickle)
+    if source is None:
+        weights: Mapping[str, Tensor]
+        source, weights = _published(checkpoint, part)
+    elif part:
+        raise InputError("Expected a part together with a published entry, found another source. Pass no source.")
+    else:
+        weights = _open(checkpoint, allow_pickle)
     if isinstance(source, StructureCard):
         if inputs is not None or source_output is not None:
             raise InputError(
                 "A structure card has its own inputs and outputs. Pass target_inputs and target_output only."
             )
-        probes = as_inputs(source.inputs if target_inputs is None else target_inputs)
+        probes = as_inputs(form_of(source.inputs, target_inputs))
         state: Mapping[str, Tensor] = state_for(source, weights)
-        plan = match_sides(CardSide(source, state), ModuleSide(target, probes, target_output), tolerance)
+        plan = match_sides(CardSide(source, state), ModuleSide(calling(target), probes, target_output), tolerance)
     else:
         loaded = _with_weights(source, weights)
         state = loaded.state_dict()
@@ -149,6 +168,35 @@ def state_for(source: nn.Module | StructureCard, weights: Mapping[str, Tensor]) 
     return {key: state[key] for key in shapes if key in state}
 
 
+def calling(model: nn.Module, method: str | None = None) -> nn.Module:
+    """The model with another method in place of ``forward``, which is what the engine calls; it shares the model's tensors.
+
+    Args:
+        model: Any module; left as it is.
+        method: By default the one that a model of the zoo names, and ``forward`` for other modules.
+    """
+    method = method or str(getattr(model, "complete_method", "forward"))
+    if method == "forward":
+        return model
+    kind, twin = type(model), shadow(model)
+    if not callable(getattr(kind, method, None)):
+        raise InputError(f"Expected a method of {kind.__name__}, found {method!r}. Name one that takes the inputs.")
+    twin.__class__ = type(kind.__name__, (kind,), {"forward": getattr(kind, method)})
+    return twin
+
+
+def form_of(example: Inputs, inputs: Any) -> Any:
+    """An example in the form that another model takes.
+
+    Args:
+        example: The example.
+        inputs: That form of it, or a function that makes it, called with its arguments; by default it is the same.
+    """
+    if callable(inputs):
+        return inputs(*example.args, **example.kwargs)
+    return example if inputs is None else inputs
+
+
 def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a complete state into a module: into its tensors, or in place of those on the meta device.
 
@@ -175,7 +223,20 @@ def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
     target.load_state_dict(state, assign=on_meta)
 
 
-def _open(checkpoint: str | Path | Mapping[str, Tensor], allow_pickle: bool) -> Mapping[str, Tensor]:
+def _published(checkpoint: Any, part: str) -> tuple[StructureCard, Mapping[str, Tensor]]:
+    """The structure card and the weights of an entry or of a part of it, after a check that they are what was published."""
+    from pyrosys.entry import Entry
+
+    if not isinstance(checkpoint, (str, Path, Entry)):
+        raise InputError(
+            "Expected the source that the checkpoint is for, found none. Pass a module or a structure card."
+        )
+    entry = checkpoint if isinstance(checkpoint, Entry) else Entry.open(checkpoint)
+    entry.check()
+    return entry.card(part), entry.weights(part)
+
+
+def _open(checkpoint: str | Path | Mapping[str, Tensor] | Entry, allow_pickle: bool) -> Mapping[str, Tensor]:
     if isinstance(checkpoint, (str, Path)):
         return read_weights(fetch(checkpoint), allow_pickle=allow_pickle)
     if not isinstance(checkpoint, Mapping):

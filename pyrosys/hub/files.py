@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pyrosys.errors import SourceError
 
-__all__ = ["Readable", "copy_stream", "move_into_place", "replacing", "require_space"]
+__all__ = ["Readable", "copy_stream", "flush", "move_into_place", "replacing", "require_space"]
 
 CHUNK = 1 << 20
 
@@ -39,13 +39,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def move_into_place(source: Path, target: Path) -> None:
     """Rename a finished file, with its bytes on disk before its name is (both on the same file system)."""
-    _flush(source)
+    flush(source)
     source.replace(target)
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring what was written to a file, or to the list of files of a folder, to the disk."""
+    if os.name != "posix" and path.is_dir():  # there folders cannot be opened
+        return
     # Windows flushes only what is open for writing, and a folder opens only for reading.
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:

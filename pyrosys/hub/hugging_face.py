@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import huggingface_hub
@@ -19,7 +20,7 @@ from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["fetch_hugging_face"]
+__all__ = ["endpoint", "explained", "fetch_hugging_face", "on_hub"]
 
 ADDRESS = re.compile(
     r"hf://(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w.-]*))?(/(?P<file>.+))?", flags=re.ASCII
@@ -34,7 +35,27 @@ ENTRY_FILES = [
     "structure.json",
     "probe.safetensors",
     "README.md",
+    "model.sig",
+    "manifest.json",
 ]
+
+
+_hub: ContextVar[str | None] = ContextVar("hub", default=None)
+
+
+def endpoint() -> str | None:
+    """The address of the hub; the client reads ``HF_ENDPOINT`` when it is imported, here a later change counts."""
+    return _hub.get() or os.environ.get("HF_ENDPOINT")
+
+
+@contextmanager
+def on_hub(address: str | None) -> Iterator[None]:
+    """Fetch from the hub at another address for a while."""
+    token = _hub.set(address)
+    try:
+        yield
+    finally:
+        _hub.reset(token)
 
 
 def fetch_hugging_face(uri: str, *, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -71,7 +92,7 @@ def _fetch_file(uri: str, repository: str, revision: str, file: str, expected: E
     if not offline and expected.sha256 is not None:
         path = _find_cached(uri, repository, revision, file, expected)
     if path is None:
-        with _explained(uri, offline):
+        with explained(uri, offline):
             path = _download(repository, revision, file, offline)
         _verify(path, uri, expected)
     if file.endswith(INDEX_SUFFIX):
@@ -85,7 +106,7 @@ def _fetch_file(uri: str, repository: str, revision: str, file: str, expected: E
 def _find_cached(uri: str, repository: str, revision: str, file: str, expected: Expected) -> Path | None:
     """Look for a file with a known digest in the cache; anything else there may be out of date."""
     try:
-        with _explained(uri, offline=True):
+        with explained(uri, offline=True):
             path = _download(repository, revision, file, offline=True)
         _verify(path, uri, expected)
     except (SourceError, IntegrityError):
@@ -94,14 +115,14 @@ def _find_cached(uri: str, repository: str, revision: str, file: str, expected: 
 
 
 def _fetch_folder(uri: str, repository: str, revision: str, offline: bool) -> Path:
-    with _explained(uri, offline):
+    with explained(uri, offline):
         folder = Path(
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
                 allow_patterns=ENTRY_FILES,
                 local_files_only=offline,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+                endpoint=endpoint(),
             )
         )
     if not any((folder / name).exists() for name in WEIGHTS_FILES):
@@ -115,9 +136,8 @@ def _fetch_folder(uri: str, repository: str, revision: str, offline: bool) -> Pa
 
 
 def _download(repository: str, revision: str, file: str, offline: bool) -> Path:
-    # The client reads HF_ENDPOINT when it is imported; passing it allows for a later change.
     path = huggingface_hub.hf_hub_download(
-        repository, file, revision=revision, local_files_only=offline, endpoint=os.environ.get("HF_ENDPOINT")
+        repository, file, revision=revision, local_files_only=offline, endpoint=endpoint()
     )
     return Path(path)
 
@@ -162,7 +182,7 @@ def _progress_bars(progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(uri: str, offline: bool) -> Iterator[None]:
+def explained(uri: str, offline: bool) -> Iterator[None]:
     """Turn the client's errors into ours.
 
     Raises:

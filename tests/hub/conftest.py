@@ -6,18 +6,40 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from tests.hub.hub_server import Hub, running_hub
 from tests.hub.servers import HubRepository, Server, running_server
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the tests out of the user's caches, and the user's settings out of the tests."""
-    for name in ("PYROSYS_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+    for name in ("PYROSYS_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet-cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face Hub whose large files are LFS objects."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def xet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face Hub whose large files are Xet files."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    (tmp_path / "store").mkdir()
+    with running_hub(tmp_path / "store") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
 
 
 @pytest.fixture
