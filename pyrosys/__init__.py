@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, losses, modules, zoo
+    from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
     from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "losses",
     "match",
+    "metrics",
     "modules",
     "port",
     "publish",

@@ -26,6 +26,8 @@ Example:
     Expected a sequence of at least 1 residue, found none. Pass one-letter residue codes.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "CaptureError",
     "InputError",
@@ -56,6 +58,14 @@ class InputError(PyrosysError, ValueError):
 
 class MissingExtra(PyrosysError, ImportError):
     """An optional dependency is needed and not installed; the message names the extra to install."""
+
+    @classmethod
+    def needed(cls, extra: str, error: ModuleNotFoundError) -> MissingExtra:
+        """The error to raise when an import that an extra provides has failed."""
+        return cls(
+            f"Expected what pyrosys[{extra}] installs, found no module {error.name!r}. "
+            f"Run: pip install 'pyrosys[{extra}]'"
+        )
 
 
 class PlanError(PyrosysError):
