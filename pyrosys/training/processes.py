@@ -19,7 +19,7 @@ from pyrosys.training.trainer import Trainer, run_worker
 __all__ = ["run_in_processes"]
 
 
-def run_in_processes(trainer: Trainer, task: Task[Any], data: Source) -> None:
+def run_in_processes(trainer: Trainer, task: Task, data: Source) -> None:
     """Start the workers and wait for them; when one fails, the others are ended.
 
     Raises:

@@ -12,7 +12,7 @@ from pyrosys.training.trainer import Trainer, run_worker
 __all__ = ["run_on_ray"]
 
 
-def run_on_ray(trainer: Trainer, task: Task[Any], data: Source) -> None:
+def run_on_ray(trainer: Trainer, task: Task, data: Source) -> None:
     """Run on the cluster that is connected, or on one that Ray starts on this machine.
 
     The directory of the run has to be one that all machines of the cluster share.

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from pyrosys.errors import TrainingError
 from pyrosys.losses import Average
+from pyrosys.metrics import Mean
 from pyrosys.model import Model
+from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
-from pyrosys.training.tuning import Full, Tuning
+from pyrosys.training.tuning import FULL, Tuning
 
 __all__ = ["Task"]
 
-Batch = TypeVar("Batch")
-
-
-class Task(pl.LightningModule, ABC, Generic[Batch]):
+class Task(pl.LightningModule, ABC):
     """A model, a loss, metrics, an optimiser and a schedule.
 
     A step may be spread over several batches (gradient accumulation) and several processes (data parallelism). Its loss
@@ -37,13 +36,13 @@ class Task(pl.LightningModule, ABC, Generic[Batch]):
         tuning: Which parameters to change: all, none of the model's own, or low-rank updates.
     """
 
-    def __init__(self, model: Model[Any], optimiser: Optimiser = Optimiser(), tuning: Tuning = Full()) -> None:  # noqa: B008 (immutable)
+    def __init__(self, model: Model[Any], optimiser: Optimiser | None = None, tuning: Tuning = FULL) -> None:
         super().__init__()
         self.model = tuning.prepare(model)
-        self.optimiser = optimiser
+        self.optimiser = optimiser or Optimiser()
         self.tuning = tuning
         self.measures: dict[str, Metric] = nn.ModuleDict(self.metrics())  # type: ignore[assignment]
-        self.validation_loss = MeanMetric()
+        self.validation_loss = Mean()
         self._sums = torch.zeros(2)
         self.train()
 
@@ -83,7 +82,7 @@ class Task(pl.LightningModule, ABC, Generic[Batch]):
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
-    def train(self, mode: bool = True) -> Task[Batch]:
+    def train(self, mode: bool = True) -> Task:
         """Switch between training and evaluation; a frozen model stays in evaluation."""
         super().train(mode)
         if self.tuning.frozen:
@@ -126,8 +125,7 @@ class Task(pl.LightningModule, ABC, Generic[Batch]):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Measure a batch."""
         prediction = self.predict(batch)
-        average = self.loss(prediction, batch)
-        self.validation_loss.update(average.total / average.count.clamp(min=1), average.count)
+        self.validation_loss.update(self.loss(prediction, batch))
         self.log("validation/loss", self.validation_loss, prog_bar=True)
         self.measure(prediction, batch)
         for name, metric in self.measures.items():

@@ -108,7 +108,7 @@ class Trainer:
         """The run's directory."""
         return Path(self.directory).absolute()
 
-    def fit(self, task: Task[Any], data: Source, *, resume: bool = False) -> Result:
+    def fit(self, task: Task, data: Source, *, resume: bool = False) -> Result:
         """Train a task on data; afterwards it has the parameters that were kept.
 
         Args:
@@ -136,7 +136,7 @@ class Trainer:
         task.load_state_dict(load_file(kept_parameters(self.path)))
         return Result(self.path, **json.loads(ended.read_text(encoding="utf-8")))
 
-    def _enter(self, task: Task[Any], resume: bool) -> None:
+    def _enter(self, task: Task, resume: bool) -> None:
         """Make the directory, or find there the run that is to go on."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = self.path / "settings.json"
@@ -157,7 +157,7 @@ class Trainer:
                 "\n".join([f"Expected the settings that the run in {self.path} was started with, found:", *lines])
             )
 
-    def _settings(self, task: Task[Any]) -> dict[str, Any]:
+    def _settings(self, task: Task) -> dict[str, Any]:
         """What a run depends on, but for its data."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("directory", "loggers", "save_every", "log_every"):
@@ -173,7 +173,7 @@ def kept_parameters(directory: Path) -> Path:
 
 def run_worker(
     trainer: Trainer,
-    task: Task[Any],
+    task: Task,
     data: Source,
     *,
     strategy: Strategy | str = "auto",

@@ -10,7 +10,7 @@ from torch import nn
 from pyrosys.errors import InputError, MissingExtra
 from pyrosys.model import Model
 
-__all__ = ["Frozen", "Full", "LowRank", "Tuning"]
+__all__ = ["FULL", "Frozen", "Full", "LowRank", "Tuning"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,4 @@ class LowRank:
 
 
 Tuning = Full | Frozen | LowRank
+FULL = Full()
