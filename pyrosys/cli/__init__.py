@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 
 import pyrosys
-from pyrosys.cli import engine, models
+from pyrosys.cli import engine, models, training
 from pyrosys.cli.common import Command
 from pyrosys.errors import PyrosysError
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for group in (models, engine):
+    for group in (models, engine, training):
         group.declare(add)
     add("demo", _demo, "see it work on this machine", "pyrosys demo")
     return parser

@@ -12,14 +12,14 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from pyrosys.errors import PyrosysError, TrainingError
-from pyrosys.training.stream import Source
+from pyrosys.training.data import DataModule
 from pyrosys.training.task import Task
 from pyrosys.training.trainer import Trainer, run_worker
 
 __all__ = ["run_in_processes"]
 
 
-def run_in_processes(trainer: Trainer, task: Task, data: Source) -> None:
+def run_in_processes(trainer: Trainer, task: Task, data: DataModule) -> None:
     """Start the workers and wait for them; when one fails, the others are ended.
 
     Raises:

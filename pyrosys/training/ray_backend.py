@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pyrosys.errors import MissingExtra, PyrosysError, TrainingError
-from pyrosys.training.stream import Source
+from pyrosys.training.data import DataModule
 from pyrosys.training.task import Task
 from pyrosys.training.trainer import Trainer, run_worker
 
 __all__ = ["run_on_ray"]
 
 
-def run_on_ray(trainer: Trainer, task: Task, data: Source) -> None:
+def run_on_ray(trainer: Trainer, task: Task, data: DataModule) -> None:
     """Run on the cluster that is connected, or on one that Ray starts on this machine.
 
     The directory of the run has to be one that all machines of the cluster share.
@@ -24,8 +24,8 @@ def run_on_ray(trainer: Trainer, task: Task, data: Source) -> None:
     try:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise MissingExtra("The backend 'ray' needs Ray Train. Install pyrosys[train].") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtra.needed("train", error) from error
     gpu = trainer.accelerator == "gpu"
     runs = TorchTrainer(
         _work,

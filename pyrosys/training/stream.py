@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
 
-__all__ = ["Source", "Stream"]
+from pyrosys.training.data import DataModule
+from pyrosys.training.data.recipes import Batch
 
-
-class Source(Protocol):
-    """What gives the batches of an epoch, from one of them on."""
-
-    def epoch(self, epoch: int, start: int, rank: int, processes: int) -> Iterable[Any]:
-        """The batches of a process in an epoch, without the first ``start``."""
-        ...
-
-    def validation(self, rank: int, processes: int) -> Iterable[Any]:
-        """The batches of a process for validation."""
-        ...
+__all__ = ["Stream"]
 
 
 class Stream:
@@ -27,14 +17,14 @@ class Stream:
     handed out, and with a length that is known Lightning does not read ahead.
 
     Args:
-        source: Gives the batches of an epoch.
+        data: Gives the batches of an epoch.
         length: Number of batches in the run.
         rank: Which process this is.
         processes: How many there are.
     """
 
-    def __init__(self, source: Source, length: int, rank: int = 0, processes: int = 1) -> None:
-        self.source = source
+    def __init__(self, data: DataModule, length: int, rank: int = 0, processes: int = 1) -> None:
+        self.data = data
         self.length = length
         self.rank = rank
         self.processes = processes
@@ -43,9 +33,9 @@ class Stream:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         while self._given < self.length:
-            for batch in self.source.epoch(self._epoch, self._batch, self.rank, self.processes):
+            for batch in self.data.epoch(self._epoch, self._batch, self.rank, self.processes):
                 self._batch += 1
                 self._given += 1
                 yield batch

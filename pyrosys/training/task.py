@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from pyrosys.errors import TrainingError
 from pyrosys.losses import Average
 from pyrosys.metrics import Mean
 from pyrosys.model import Model
+from pyrosys.publishing import publish
 from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
 from pyrosys.training.tuning import FULL, Tuning
@@ -65,6 +67,19 @@ class Task(pl.LightningModule, ABC):
         """The model with what was trained merged into its own parameters, as it was before but for their values."""
         return self.tuning.merge(self.model)
 
+    def publish(self, hub: str | Path, name: str = "model", **about: Any) -> list[str]:
+        """Publish the trained model to a directory or hub.
+
+        Args:
+            hub: The directory or the address of the hub.
+            name: What the entry is called.
+            about: What to say of it, as `pyrosys.publish` takes it.
+
+        Returns:
+            The addresses, as `pyrosys.load` takes them.
+        """
+        return [publish(self.trained_model().eval(), name, hub=hub, **about).address]
+
     def settings(self) -> dict[str, Any]:
         """What the task depends on, as plain data: a run goes on only with the same."""
         return {
@@ -72,7 +87,7 @@ class Task(pl.LightningModule, ABC):
             "model": type(self.model).__qualname__,
             "config": dataclasses.asdict(self.model.config),
             "optimiser": dataclasses.asdict(self.optimiser),
-            "tuning": {"kind": type(self.tuning).__name__, **dataclasses.asdict(self.tuning)},
+            "tuning": dataclasses.asdict(self.tuning),
         }
 
     def leave_out_unused(self, output: Tensor) -> None:
@@ -85,7 +100,7 @@ class Task(pl.LightningModule, ABC):
     def train(self, mode: bool = True) -> Task:
         """Switch between training and evaluation; a frozen model stays in evaluation."""
         super().train(mode)
-        if self.tuning.frozen:
+        if self.tuning.kind == "frozen":
             self.model.eval()
         return self
 

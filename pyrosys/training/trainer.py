@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from pyrosys.errors import InputError
 from pyrosys.training.checkpoints import AtomicCheckpoints, Checkpoints, write_json
+from pyrosys.training.data import DataModule
 from pyrosys.training.history import History
-from pyrosys.training.stream import Source, Stream
+from pyrosys.training.stream import Stream
 from pyrosys.training.task import Task
 
 __all__ = ["Result", "Trainer"]
@@ -43,11 +44,13 @@ class Result:
     Args:
         directory: The run's directory.
         steps: Number of steps taken.
-        validation: Loss and metrics of the parameters that were kept, on the validation data, by name.
+        kept: Which parameters the task has now: the ``"best"`` or the ``"final"`` ones.
+        validation: Their loss and metrics on the validation data, by name; empty if there are no such data.
     """
 
     directory: Path
     steps: int
+    kept: Literal["best", "final"]
     validation: dict[str, float]
 
 
@@ -108,7 +111,7 @@ class Trainer:
         """The run's directory."""
         return Path(self.directory).absolute()
 
-    def fit(self, task: Task, data: Source, *, resume: bool = False) -> Result:
+    def fit(self, task: Task, data: DataModule, *, resume: bool = False) -> Result:
         """Train a task on data; afterwards it has the parameters that were kept.
 
         Args:
@@ -120,7 +123,7 @@ class Trainer:
             InputError: The directory holds a run and it is not to go on, or with other settings.
             TrainingError: The loss is not finite, or a worker failed.
         """
-        self._enter(task, resume)
+        self._enter({**task.settings(), "data": data.settings()}, resume)
         ended = self.path / "result.json"
         if not ended.exists():
             if self.backend == "ray":
@@ -133,23 +136,27 @@ class Trainer:
                 run_in_processes(self, task, data)
             else:
                 run_worker(self, task, data, devices=1)
-        task.load_state_dict(load_file(kept_parameters(self.path)))
-        return Result(self.path, **json.loads(ended.read_text(encoding="utf-8")))
+        result = Result(self.path, **json.loads(ended.read_text(encoding="utf-8")))
+        task.load_state_dict(load_file(self.path / f"{result.kept}.safetensors"))
+        return result
 
-    def _enter(self, task: Task, resume: bool) -> None:
+    def _enter(self, settings: dict[str, Any], resume: bool) -> None:
         """Make the directory, or find there the run that is to go on."""
         self.path.mkdir(parents=True, exist_ok=True)
-        settings = self.path / "settings.json"
-        now = json.loads(json.dumps(self._settings(task)))
-        if not settings.exists():
-            write_json(settings, now)
+        path = self.path / "settings.json"
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("directory", "backend", "accelerator", "save_every", "log_every", "loggers"):
+            del own[name]  # what it computes does not depend on them
+        now = json.loads(json.dumps({**own, **settings}))
+        if not path.exists():
+            write_json(path, now)
             return
         if not resume:
             raise InputError(
                 f"Expected no run in {self.path}, found one. Resume it (`resume=True`, or --resume on the command line), "
                 "or choose another directory."
             )
-        before = json.loads(settings.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in now | before if now.get(key) != before.get(key)]
         if changed:
             lines = [f"- {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
@@ -157,31 +164,19 @@ class Trainer:
                 "\n".join([f"Expected the settings that the run in {self.path} was started with, found:", *lines])
             )
 
-    def _settings(self, task: Task) -> dict[str, Any]:
-        """What a run depends on, but for its data."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("directory", "loggers", "save_every", "log_every"):
-            del own[name]
-        return {**own, **task.settings()}
-
-
-def kept_parameters(directory: Path) -> Path:
-    """The file of the parameters that a run keeps."""
-    best = directory / "best.safetensors"
-    return best if best.exists() else directory / "final.safetensors"
-
 
 def run_worker(
     trainer: Trainer,
     task: Task,
-    data: Source,
+    data: DataModule,
     *,
     strategy: Strategy | str = "auto",
     devices: int | str = "auto",
     plugins: tuple[Any, ...] = (),
 ) -> None:
     """Train, then measure what is kept, as one of the processes of a run."""
-    last = trainer.path / "last.ckpt"
+    last, validated = trainer.path / "last.ckpt", data.count("validation") > 0
+    saved = Checkpoints(trainer.path, trainer.save_every, trainer.validate_every if validated else None)
     with quiet():
         engine = pl.Trainer(
             default_root_dir=trainer.path,
@@ -197,29 +192,41 @@ def run_worker(
             val_check_interval=trainer.validate_every * trainer.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
+            limit_val_batches=None if validated else 0,
             log_every_n_steps=trainer.log_every,
             logger=[History(trainer.path / "history.jsonl"), *trainer.loggers],
-            callbacks=list(_callbacks(trainer)),
+            callbacks=[*_callbacks(trainer, validated), saved],  # last, so that what it saves of the others is up to date
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
         module = _Data(data, trainer.steps * trainer.accumulate)
-        engine.fit(task, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
-        steps = engine.global_step
-        task.load_state_dict(load_file(kept_parameters(trainer.path)))
+        try:
+            engine.fit(task, datamodule=module, ckpt_path=last if last.exists() else None, weights_only=True)
+        except SystemExit:  # what Lightning makes of an interruption
+            raise KeyboardInterrupt from None
+        result = {"steps": engine.global_step, "kept": "final", "validation": {}}
         engine.loggers = []  # how it ended is no part of the history
-        measured = engine.validate(task, datamodule=module, verbose=False)
+        if validated:
+            result["validation"] = _measure(engine, task, module)
+            if result["validation"]["loss"] > saved.best:
+                task.load_state_dict(load_file(trainer.path / "best.safetensors"))
+                result |= {"kept": "best", "validation": _measure(engine, task, module)}
     if engine.is_global_zero:
-        numbers = {name.partition("/")[2]: value for row in measured for name, value in row.items()}
-        write_json(trainer.path / "result.json", {"steps": steps, "validation": numbers})
+        write_json(trainer.path / "result.json", result)
+
+
+def _measure(engine: pl.Trainer, task: Task, data: _Data) -> dict[str, float]:
+    """Loss and metrics on the validation data."""
+    (measured,) = engine.validate(task, datamodule=data, verbose=False)
+    return {name.partition("/")[2]: value for name, value in measured.items()}
 
 
 class _Data(pl.LightningDataModule):
     """The data of a run as Lightning asks for them."""
 
-    def __init__(self, source: Source, length: int) -> None:
+    def __init__(self, source: DataModule, length: int) -> None:
         super().__init__()
         self.source = source
         self.length = length
@@ -243,13 +250,11 @@ class _Again:
         return iter(self.make())
 
 
-def _callbacks(trainer: Trainer) -> Iterator[Callback]:
+def _callbacks(trainer: Trainer, validated: bool) -> Iterator[Callback]:
     yield _Seed(trainer.seed)
     yield _Progress(trainer.steps)
-    if trainer.patience is not None:
+    if trainer.patience is not None and validated:
         yield EarlyStopping("validation/loss", patience=trainer.patience, check_finite=False)
-    # Last, so that what is saved of the others is up to date.
-    yield Checkpoints(trainer.path, trainer.save_every, trainer.validate_every)
 
 
 class _Seed(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,7 +17,7 @@ __all__ = ["FULL", "Frozen", "Full", "LowRank", "Tuning"]
 class Full:
     """Train every parameter of the model."""
 
-    frozen = False
+    kind: Literal["full"] = "full"
 
     def prepare(self, model: Model[Any]) -> Model[Any]:
         """Make the model ready to be trained in this way."""
@@ -32,7 +32,7 @@ class Full:
 class Frozen:
     """Leave the model as it is, and train what the task adds to it."""
 
-    frozen = True
+    kind: Literal["frozen"] = "frozen"
 
     def prepare(self, model: Model[Any]) -> Model[Any]:
         """Make the model ready to be trained in this way."""
@@ -61,7 +61,7 @@ class LowRank:
     alpha: float = 16.0
     dropout: float = 0.0
     layers: tuple[str, ...] = ("query", "value")
-    frozen = False
+    kind: Literal["low-rank"] = "low-rank"
 
     def prepare(self, model: Model[Any]) -> Model[Any]:
         """Make the model ready to be trained in this way.
@@ -72,11 +72,11 @@ class LowRank:
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise MissingExtra("Low-rank updates need peft. Install pyrosys[train].") from error
+        except ModuleNotFoundError as error:
+            raise MissingExtra.needed("train", error) from error
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         absent = set(self.layers) - linear
-        if absent:
+        if absent or not self.layers:
             raise InputError(
                 f"Expected names of linear layers among {', '.join(sorted(linear))}, found {', '.join(sorted(absent))}. "
                 "Choose the layers to update."
