@@ -76,7 +76,10 @@ def parallel(proteins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray cluster of this machine."""
-    import ray
+    from pyrosys.training.trainer import quiet
+
+    with quiet():
+        import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
