@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring
-from pyrosys.adapters.locate import difference_under_colours, difference_under_plan, structural_difference
+from pyrosys.adapters.locate import (
+    Mismatch,
+    Parting,
+    difference_under_colours,
+    difference_under_plan,
+    structural_difference,
+)
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, sampled, specs_of
@@ -25,7 +31,7 @@ from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
-__all__ = ["match", "match_sides"]
+__all__ = ["match", "match_sides", "prepared_sides", "structure_of"]
 
 
 def match(
@@ -66,11 +72,11 @@ def match(
         >>> plan.checked
         'real weights'
     """
-    left, right = _sides(source, target, inputs, target_inputs, source_output, target_output)
+    left, right = prepared_sides(source, target, inputs, target_inputs, source_output, target_output)
     return match_sides(left, right, tolerance)
 
 
-def _sides(
+def prepared_sides(
     source: Any,
     target: nn.Module,
     inputs: Any,
@@ -78,6 +84,7 @@ def _sides(
     source_output: OutputSelector | None,
     target_output: OutputSelector | None,
 ) -> tuple[Side, Side]:
+    """What `match` takes, as the two sides that `match_sides` takes."""
     from pyrosys.adapters.card import CardSide, StructureCard
 
     if not isinstance(target, nn.Module):
@@ -137,12 +144,16 @@ def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:
 
 
 def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
-    structures = _structure(source), _structure(target)
+    structures = structure_of(source), structure_of(target)
     outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
     best = _search(structures, probes)
     if best.complete:
-        plan = _plan(source, target, structures, best)
+        try:
+            plan = _plan(source, target, structures, best)
+        except StructureMismatch as error:
+            error.found = Mismatch(structures, Parting(str(error)))
+            raise
         if best.order is not None:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
             plan.output_order = tuple(best.order.tolist())
@@ -153,11 +164,12 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
             plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
             plan.checked = "random parameters" if source.is_meta() else "real weights"
             return plan
-        raise StructureMismatch(_explain_failure(source, target, best, plan, failed, state or {}))
-    raise StructureMismatch(_explain(source, target, structures, best))
+        raise _explain_failure(source, target, best, plan, failed, state or {})
+    raise _explain(source, target, structures, best)
 
 
-def _structure(side: Side, probe: int = 0) -> Structure:
+def structure_of(side: Side, probe: int = 0) -> Structure:
+    """A side's structure on one of its probes."""
     return Structure(share_equal_work(side.capture(probe)))
 
 
@@ -314,7 +326,7 @@ class _Probes:
         return pairs
 
     def _pair(self, probe: int) -> tuple[Structure, Structure]:
-        pair = _structure(self.source, probe), _structure(self.target, probe)
+        pair = structure_of(self.source, probe), structure_of(self.target, probe)
         for position, structure in enumerate(pair):
             every = structure.capture.outputs
             structure.restrict([every[numbers[position]] for numbers in self.outputs])
@@ -469,26 +481,30 @@ def _neutral_leftovers(state: Any, structure: Structure, leftover: list[Place], 
 
 def _explain_failure(
     source: Side, target: Side, attempt: _Attempt, plan: Plan, failed: Outcome, state: Mapping[str, Tensor]
-) -> str:
+) -> StructureMismatch:
     c = failed.comparison
-    where = difference_under_plan(attempt.sides, attempt.assembly.pairs, target, plan, state)
-    return (
+    structures = (attempt.sides[0].structure, attempt.sides[1].structure)
+    parting = difference_under_plan(attempt.sides, attempt.assembly.pairs, target, plan, state)
+    return StructureMismatch(
         f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
-        f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
+        f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). "
+        f"{parting.sentence}",
+        Mismatch(structures, parting, plan),
     )
 
 
-def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> str:
+def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> StructureMismatch:
     """One paragraph: what was expected, where the models part, what to do."""
+    if not best.refinement.agree:
+        parting = structural_difference(structures)
+        text = f"{source.name} and {target.name} do not have the same structure. {parting.sentence}"
+        return StructureMismatch(text, Mismatch(structures, parting))
+    parting = difference_under_colours(best.sides)
+    if parting is not None:
+        text = f"{source.name} and {target.name} are built alike but do not compute the same. {parting.sentence}"
+        return StructureMismatch(text, Mismatch(structures, parting))
     parts = "; ".join(best.assembly.unmatched[:4])
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
-    if best.refinement.agree:
-        where = difference_under_colours(best.sides)
-        if where is not None:
-            return f"{source.name} and {target.name} are built alike but do not compute the same. {where}"
-        return (
-            f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
-        )
-    where = structural_difference(structures)
-    return f"{source.name} and {target.name} do not have the same structure. {where}"
+    text = f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
+    return StructureMismatch(text, Mismatch(structures, Parting(text)))

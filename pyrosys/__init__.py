@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
-    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
+    from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.loading import load
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certificate",
+    "Difference",
     "Inputs",
     "Model",
     "Plan",
@@ -34,6 +35,7 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "diff",
     "errors",
     "fingerprint",
     "hub",
@@ -53,7 +55,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
+    "pyrosys.adapters": (
+        "Certificate",
+        "Difference",
+        "Inputs",
+        "Plan",
+        "StructureCard",
+        "diff",
+        "fingerprint",
+        "match",
+    ),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.loading": ("load",),

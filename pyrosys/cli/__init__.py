@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``pyrosys`` on the command line; by default, what does.
 
     Returns:
-        0 for success, 2 for an error that is explained on standard error, 130 for an interruption.
+        0 for success, 1 for a comparison that found a difference, 2 for an error that is explained on standard error, 130
+        for an interruption.
     """
     options = _parser().parse_args(arguments)
+    status = None
     try:
-        options.command(options)
+        status = options.command(options)
         sys.stdout.flush()
     except PyrosysError as error:
         print(f"pyrosys: {error}", file=sys.stderr)
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:

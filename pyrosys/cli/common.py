@@ -10,7 +10,8 @@ from typing import Any
 
 __all__ = ["Add", "Command", "add_json", "print_json", "print_rows", "print_table", "replacing"]
 
-Command = Callable[[argparse.Namespace], None]
+# What a command returns is its exit status; None is 0.
+Command = Callable[[argparse.Namespace], int | None]
 # From a command's name, the function that runs it, one line of help and an example, to its parser.
 Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
 

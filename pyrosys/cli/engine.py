@@ -1,4 +1,4 @@
-"""The structure engine on the command line: ``port`` and ``fingerprint``."""
+"""The structure engine on the command line: ``port``, ``diff`` and ``fingerprint``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["declare"]
 
 def declare(add: Add) -> None:
     """Add the commands of this group."""
-    for command in (_add_port, _add_fingerprint):
+    for command in (_add_port, _add_diff, _add_fingerprint):
         command(add)
 
 
@@ -54,9 +54,7 @@ def _port(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
     source, target = _build(options.source), _build(options.target)
-    inputs = _call(options.inputs) if options.inputs else getattr(target, "example_input_array", None)
-    if inputs is None:
-        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
+    inputs = _inputs(options.inputs, target)
     target_inputs = _call(options.target_inputs) if options.target_inputs else None
     result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
     with replacing(options.output) as directory:
@@ -66,6 +64,53 @@ def _port(options: argparse.Namespace) -> None:
         certificate = json.dumps(result.certificate.to_json(), indent=2, ensure_ascii=False)
         (directory / "certificate.json").write_text(f"{certificate}\n", encoding="utf-8")
     print(result.certificate)
+
+
+def _add_diff(add: Add) -> None:
+    parser = add(
+        "diff",
+        _diff,
+        "say where two models agree and where they part",
+        "pyrosys diff theirs:build esm2-8m --inputs theirs:inputs --html difference.html",
+    )
+    parser.add_argument("source", metavar="A", help="name in the zoo, or MODULE:CALLABLE that builds a torch module")
+    parser.add_argument("target", metavar="B", help="the model to compare it with, in the same form")
+    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the models' own)")
+    parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the form that B takes")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as one page")
+    add_json(parser)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    """Say where two models agree and where they part.
+
+    For models that compute the same function, it prints the plan from A to B; for others the first values that differ,
+    the operations and constants that differ, and the tensors without a counterpart.
+
+    Exits with 0 when both compute the same function, 1 when they do not, and 2 when they could not be compared.
+    """
+    source, target = _build(options.source), _build(options.target)
+    target_inputs = _call(options.target_inputs) if options.target_inputs else None
+    found = pyrosys.diff(source, target, _inputs(options.inputs, source, target), target_inputs)
+    if options.html is not None:
+        with replacing(options.html) as unfinished:
+            found.to_html(unfinished)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        print(found.report())
+    return 0 if found.equal else 1
+
+
+def _inputs(reference: str | None, *models: nn.Module) -> Any:
+    """Inputs that a function makes, or those that one of the models brings."""
+    if reference:
+        return _call(reference)
+    own = (getattr(model, "example_input_array", None) for model in models)
+    inputs = next((i for i in own if i is not None), None)
+    if inputs is None:
+        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
+    return inputs
 
 
 def _add_fingerprint(add: Add) -> None:
