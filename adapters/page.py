@@ -24,7 +24,10 @@ __all__ = ["fragment", "page"]
 
 Node = ElementTree.Element | str
 _OPEN = 60  # tensors up to which a tree is shown open
+_MANY = 1000  # tensors from which rows that are out of sight are left to be drawn later
+_LONGEST = 40  # lines of a table of tensors
 _IDLE = {"kept", "unreached", "unused"}
+_NOTHING = "—"
 
 
 def page(found: "Difference") -> str:
@@ -96,8 +99,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Node]], mark: bool = F
         texts = ["".join(c.itertext()) if isinstance(c, ElementTree.Element) else c for c in cells]
         kind = "differs" if mark and len(set(texts)) > 1 else None
         body.append(_tag("tr", _tag("th", title, scope="row"), *(_tag("td", c, class_=kind) for c in cells)))
-    head = _tag("thead", _tag("tr", *(_tag("th", h, scope="col") for h in header)))
-    return _tag("div", _tag("table", head, body), class_="scroll")
+    head = [_tag("thead", _tag("tr", *(_tag("th", h, scope="col") for h in header)))] if any(header) else []
+    return _tag("div", _tag("table", *head, body), class_="scroll")
 
 
 def _code(text: str) -> ElementTree.Element:
@@ -110,7 +113,8 @@ def _code(text: str) -> ElementTree.Element:
 def _body(found: "Difference", interactive: bool) -> ElementTree.Element:
     parts = [_head(found), *_parting(found), *_changes(found.changes), *_lone(found)]
     parts += [_tensors(found, interactive), *_plan(found), _foot()]
-    return _tag("main" if interactive else "div", *parts, class_="pyrosys")
+    many = " many" if len(found.source.rows) + len(found.target.rows) > _MANY else ""
+    return _tag("main" if interactive else "div", *parts, class_=f"pyrosys{many}")
 
 
 def _head(found: "Difference") -> ElementTree.Element:
@@ -118,7 +122,7 @@ def _head(found: "Difference") -> ElementTree.Element:
     verdict = ("same", "✓ The same function") if found.equal else ("other", "≠ Not the same function")
     numbers = {
         "Tensors": f"{len(source.rows):,} → {len(target.rows):,}",
-        "Numbers in them": f"{source.parameters:,} → {target.parameters:,}",
+        "Numbers in all": f"{source.parameters:,} → {target.parameters:,}",
     }
     plan = found.plan
     if plan is None:
@@ -141,12 +145,14 @@ def _parting(found: "Difference") -> list[ElementTree.Element]:
     if found.parting is None or not any(found.parting.moments):
         return []
     left, right = (moment_cells(m) for m in found.parting.moments)
-    rows = [(name, _code(a), _code(b)) for name, a, b in zip(MOMENT_ROWS, left, right, strict=True)]
+    rows = [
+        (name, _code(a or _NOTHING), _code(b or _NOTHING)) for name, a, b in zip(MOMENT_ROWS, left, right, strict=True)
+    ]
     return [
         _section(
             "First values that differ",
             _tag("p", "Both models hold the same parameters and see the same inputs here.", class_="quiet"),
-            _table(("", "Source", "Target"), rows, mark=True),
+            _table(("", "Source", "Target"), rows, mark=all(found.parting.moments)),
         )
     ]
 
@@ -158,7 +164,7 @@ def _changes(changes: Sequence["Change"]) -> list[ElementTree.Element]:
     for change in changes:
         places = [_patterns(place[i] or "the top level" for place in change.places) for i in (0, 1)]
         where = _tag("span", _code(places[0]), *(() if places[0] == places[1] else (" · ", _code(places[1]))))
-        rows.append((where, _code(", ".join(change.source) or "—"), _code(", ".join(change.target) or "—")))
+        rows.append((where, _code(", ".join(change.source) or _NOTHING), _code(", ".join(change.target) or _NOTHING)))
     return [
         _section(
             "Operations and constants that differ",
@@ -173,7 +179,12 @@ def _lone(found: "Difference") -> list[ElementTree.Element]:
     for title, model in (("Source", found.source), ("Target", found.target)):
         names = folded(row.name for row in model.rows.values() if row.lone)
         rows += [(title, _code(pattern), str(count)) for pattern, count in names]
-    return [_section("Without a counterpart", _table(("", "Tensors", "Number"), rows))] if rows else []
+    more = len(rows) - _LONGEST
+    rest = (
+        [_tag("p", f"And {more:,} more; choose “unmatched” below to see them all.", class_="quiet")] if more > 0 else []
+    )
+    table = _table(("", "Tensors", "Number"), rows[:_LONGEST])
+    return [_section("Without a counterpart", table, *rest)] if rows else []
 
 
 def _patterns(names: Iterable[str]) -> str:
@@ -205,9 +216,11 @@ def _tensors(found: "Difference", interactive: bool) -> ElementTree.Element:
         hidden="",
     )
     ids = {side: {name: f"{side}{i}" for i, name in enumerate(model.rows)} for side, model in _sides(found)}
+    moments = found.parting.moments if found.parting is not None else (None, None)
+    here = [None if moment is None else moment.scope for moment in moments]
     panes = [
-        _pane("Source", found.source, "→", ids["s"], ids["t"]),
-        _pane("Target", found.target, "←", ids["t"], ids["s"]),
+        _pane("Source", found.source, "→", ids["s"], ids["t"], here[0]),
+        _pane("Target", found.target, "←", ids["t"], ids["s"], here[1]),
     ]
     chips = _tag("ul", *items, class_="kinds")
     return _section("Tensors", chips, *([tools] if interactive else []), _tag("div", *panes, class_="panes"))
@@ -217,7 +230,10 @@ def _sides(found: "Difference") -> tuple[tuple[str, "Model"], tuple[str, "Model"
     return ("s", found.source), ("t", found.target)
 
 
-def _pane(title: str, model: "Model", arrow: str, own: dict[str, str], other: dict[str, str]) -> ElementTree.Element:
+def _pane(
+    title: str, model: "Model", arrow: str, own: dict[str, str], other: dict[str, str], here: str | None
+) -> ElementTree.Element:
+    """The tree of one model; `here` is the module in which the first value differs."""
     about = f"{model.types.get('', '')} · {len(model.rows):,} tensors".removeprefix(" · ")
     tree = _tag("div", class_="tree")
     folders: dict[str, ElementTree.Element] = {"": tree}
@@ -226,6 +242,7 @@ def _pane(title: str, model: "Model", arrow: str, own: dict[str, str], other: di
     for row in model.rows.values():
         home = row.name.rpartition(".")[0]
         _folder(home, folders, model, below, few).append(_row(row, arrow, own, other))
+    _point(here, folders)
     return _tag(
         "div",
         _tag("header", _tag("h3", f"{title}: {model.name}"), _tag("p", about, class_="quiet")),
@@ -234,6 +251,18 @@ def _pane(title: str, model: "Model", arrow: str, own: dict[str, str], other: di
         role="group",
         aria_label=title,
     )
+
+
+def _point(here: str | None, folders: dict[str, ElementTree.Element]) -> None:
+    """Mark the module in which the first value differs, or the innermost around it that has tensors, and open the way."""
+    while here and here not in folders:
+        here = here.rpartition(".")[0]
+    if not here:
+        return
+    folders[here][0].append(_tag("span", "first difference", class_="here"))
+    while here:
+        folders[here].set("open", "")
+        here = here.rpartition(".")[0]
 
 
 def _totals(model: "Model") -> dict[str, Counter[str]]:
@@ -294,15 +323,10 @@ def _linked(row: "Row", other: dict[str, str]) -> list[Node]:
     rest, parts = row.text, list[Node]()
     for name in row.others:
         before, found, after = rest.partition(name)
-        if not found or name not in other:
-            continue
-        parts += (
-            [_code(before), _tag("a", _code(name), href=f"#{other[name]}")]
-            if before
-            else [_tag("a", _code(name), href=f"#{other[name]}")]
-        )
-        rest = after
-    return [*parts, _code(rest)] if rest else parts
+        if found and name in other:
+            parts += [before, _tag("a", name, href=f"#{other[name]}")]
+            rest = after
+    return [*parts, rest]
 
 
 def _plan(found: "Difference") -> list[ElementTree.Element]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
-from pyrosys.errors import PlanError, WeightsError
+from pyrosys.errors import InputError, PlanError, WeightsError
 
 __all__ = ["FORMAT", "Plan", "sampled"]
 
@@ -394,11 +394,38 @@ class Plan:
                     _check_inside(piece, self.source_spec(piece.source), "source")
             _check_cover(name, self.target[name], list(steps))
 
+    def export(self, form: str, path: str | os.PathLike[str] | None = None) -> str:
+        """The plan as Python text, for where this library is not installed; written to a file when a path is given.
+
+        Args:
+            form: `"python"` for a function `convert(state)` that needs torch only, `"transformers"` for the list of
+                `WeightRenaming` and `WeightConverter` that `transformers` loads such checkpoints with.
+            path: a file to write.
+
+        Raises:
+            PlanError: the form cannot express the plan; the message names the tensor.
+        """
+        from pyrosys.adapters import export_python, export_transformers
+
+        forms = {"python": export_python.to_python, "transformers": export_transformers.to_transformers}
+        if form not in forms:
+            raise InputError(f"Expected a form among {', '.join(forms)}, found {form!r}.")
+        text = forms[form](self)
+        if path is not None:
+            pathlib.Path(path).write_text(text, encoding="utf-8")
+        return text
+
     def report(self) -> str:
         """The plan in words, one line per target tensor, and what is not copied."""
         from pyrosys.adapters.report import report
 
         return report(self)
+
+    def _repr_html_(self) -> str:
+        from pyrosys.adapters.diff import of_plan
+        from pyrosys.adapters.page import fragment
+
+        return fragment(of_plan(self))
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"

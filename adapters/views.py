@@ -66,10 +66,15 @@ class View:
                 inner //= part
         return tuple(found)
 
+    @property
+    def subscript(self) -> str:
+        """What is written between brackets; empty when all is taken."""
+        return _subscript(self.index)
+
     def __str__(self) -> str:
         """The view as Python, to be put after the name of a tensor."""
         text = "" if self.shape == self.tensor else f".reshape({', '.join(map(str, self.shape))})"
-        return text if self.whole else f"{text}[{_subscript(self.index)}]"
+        return text if self.whole else f"{text}[{self.subscript}]"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
+    from pyrosys import adapters, analysis, errors, hub, losses, metrics, modules, zoo
     from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.finding import Found, find
     from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Certificate",
     "Difference",
+    "Found",
     "Inputs",
     "Model",
     "Plan",
@@ -35,8 +37,10 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "analysis",
     "diff",
     "errors",
+    "find",
     "fingerprint",
     "hub",
     "info",
@@ -67,6 +71,7 @@ _NAMES = {
     ),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.finding": ("Found", "find"),
     "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),

@@ -26,15 +26,16 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyrosys.errors import SourceError, VerificationError, WeightsError
+from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pyrosys.adapters.capture import Inputs
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
 logger = logging.getLogger(__name__)
@@ -121,6 +123,21 @@ def model_class(reference: Any) -> type[Model] | None:
     return getattr(importlib.import_module(module), name)
 
 
+def family_class(family: str) -> type[Model]:
+    """The class of the models of a family, such as ``esm``.
+
+    Raises:
+        InputError: There is no such family.
+    """
+    classes = {entry["family"]: entry["class"] for entry in _zoo().values()}
+    kind = model_class(classes.get(family))
+    if kind is None:
+        raise InputError(
+            f"Expected a family of the zoo among {', '.join(sorted(classes))}, found {family!r}. Choose one."
+        )
+    return kind
+
+
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
     """Give a model with its weights, in evaluation mode, verified.
 
@@ -153,6 +170,12 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     return model if device is None else model.to(device)
 
 
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+    """The layout that tensors of these names and shapes are in, of those that the zoo knows."""
+    layouts = {entry["layout"]: name for name, entry in _zoo().items()}
+    return next((layout for layout in map(Layout.of, layouts.values()) if layout.fits(shapes)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the files of one implementation are laid out, and how to compare that implementation with our model.
@@ -182,16 +205,32 @@ class Layout:
 
         return StructureCard.load(self.path("structure.json.gz"))
 
+    @property
+    def example(self) -> Inputs:
+        """The card's example in the form that our model takes."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs
+
+        tensors = load_file(self.path("probe.safetensors"))
+        return Inputs(*(tensors[key] for key in sorted(tensors)))
+
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
 
-    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
         known = {*self.card.tensors, *self.card.captured.ties}
         extra = [name for name in weights if name not in known]
         ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
         return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes are those of a published file of this layout."""
+        known, ties = self.card.tensors, self.card.captured.ties
+        named = {ties.get(name, name): shapes[name] for name in self.relevant(shapes)}
+        return named.keys() >= self.card.captured.reached and all(known.get(n) == shape for n, shape in named.items())
 
     def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
         """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""
@@ -208,18 +247,14 @@ class Layout:
 
     def side(self, model: Model) -> ModuleSide:
         """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
-        from safetensors.torch import load_file
-
-        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.capture import shadow
         from pyrosys.adapters.sides import ModuleSide
         from pyrosys.porting import calling
 
         twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
         twin = calling(twin, self.output)
-        tensors = load_file(self.path("probe.safetensors"))
-        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
-        return ModuleSide(twin.eval(), [inputs], None)
+        return ModuleSide(twin.eval(), [self.example], None)
 
     def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
         """Run the card's graph with the file's weights and our model on the same example.

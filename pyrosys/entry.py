@@ -169,14 +169,7 @@ class Entry:
             SourceError: It could not be obtained.
             WeightsError: It is not an entry, or not a sound one.
         """
-        address = entry_address(name, hub)
-        if address.startswith("hf://"):
-            from pyrosys.hub.hugging_face import on_hub  # its client takes a while to import
-
-            with on_hub(str(hub) if hub is not None else None):
-                folder = fetch(address, offline=offline)
-        else:
-            folder = fetch(address, offline=offline)
+        folder, address = fetch_entry(name, hub=hub, offline=offline), entry_address(name, hub)
         if not folder.is_dir():
             raise WeightsError(f"Expected {address} to be a published entry, which is a folder, found a file.")
         return Entry(folder, address)
@@ -369,6 +362,26 @@ def entry_address(name: str | Path, hub: str | Path | None = None) -> str:
     if isinstance(name, str) and NAME.fullmatch(name) and not Path(name).is_dir():
         return f"hf://{name}"
     return str(name)
+
+
+def fetch_entry(name: str | Path, *, hub: str | Path | None = None, offline: bool | None = None) -> Path:
+    """Fetch what is under the name or address of an entry; the arguments are those of `Entry.open`.
+
+    Raises:
+        SourceError: It could not be obtained.
+    """
+    address = entry_address(name, hub)
+    if not address.startswith("hf://"):
+        return fetch(address, offline=offline)
+    from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+
+    with on_hub(str(hub) if hub is not None else None):
+        return fetch(address, offline=offline)
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether a folder holds an entry, finished or damaged, and not only weights."""
+    return any((folder / name).exists() for name in (MANIFEST, STRUCTURE))
 
 
 def is_web_address(hub: str | Path) -> bool:

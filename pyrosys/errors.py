@@ -9,6 +9,7 @@ PyrosysError
 ├── PublishError
 ├── SourceError
 ├── StructureMismatch
+├── TrainingError
 ├── VerificationError
 └── WeightsError
     └── IntegrityError
@@ -37,6 +38,7 @@ __all__ = [
     "PyrosysError",
     "SourceError",
     "StructureMismatch",
+    "TrainingError",
     "VerificationError",
     "WeightsError",
 ]
@@ -88,6 +90,10 @@ class StructureMismatch(PyrosysError):
     def __init__(self, message: str, found: object = None):
         super().__init__(message)
         self.found = found
+
+
+class TrainingError(PyrosysError):
+    """Training cannot go on: the loss is not finite, or a worker failed."""
 
 
 class VerificationError(PyrosysError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from pyrosys.adapters.capture import Inputs, as_inputs, named_state, shadow
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import Certificate
+from pyrosys.adapters.fingerprint import cuts, of_outputs, of_structure
 from pyrosys.adapters.match import match, match_sides
 from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.sides import ModuleSide
+from pyrosys.adapters.structure import Structure
 from pyrosys.errors import InputError, PlanError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Port", "calling", "fill", "form_of", "port", "state_for"]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Port:
     """What `port` gives.
 
@@ -105,7 +107,8 @@ def port(
             )
         probes = as_inputs(form_of(source.inputs, target_inputs))
         state: Mapping[str, Tensor] = state_for(source, weights)
-        plan = match_sides(CardSide(source, state), ModuleSide(calling(target), probes, target_output), tolerance)
+        side = ModuleSide(calling(target), probes, target_output)
+        plan = match_sides(CardSide(_up_to(source, side), state), side, tolerance)
     else:
         loaded = _with_weights(source, weights)
         state = loaded.state_dict()
@@ -221,6 +224,22 @@ def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
     if on_meta:
         state = {name: tensor.to(own[name].dtype).clone() for name, tensor in state.items()}
     target.load_state_dict(state, assign=on_meta)
+
+
+def _up_to(card: StructureCard, target: ModuleSide) -> StructureCard:
+    """The card up to where the target ends: another output of it is the last place that has the target's structure.
+
+    A trunk without the head that it was published with ends within the card.
+    """
+    captured = target.capture()
+    wanted = of_structure(Structure(captured)).whole
+    if wanted in (card.fingerprint, *of_outputs(card.captured)):
+        return card
+    shapes = {tuple(output.meta["shape"]) for output in captured.outputs}
+    places = [n for n, found in cuts(card.captured).items() if found == wanted and n.meta.get("shape") in shapes]
+    if not places:
+        return card
+    return dataclasses.replace(card, captured=dataclasses.replace(card.captured, outputs=places[-1:]))
 
 
 def _published(checkpoint: Any, part: str) -> tuple[StructureCard, Mapping[str, Tensor]]:

@@ -93,7 +93,9 @@ def test_views_say_rows_transposes_and_heads(
     assert said(piece, target, source) == words
     wanted = torch.full(target, -1)
     piece.run(wanted, torch.arange(torch.Size(source).numel()))
-    assert torch.equal(evaluated(piece, target, source), wanted)
+    found = evaluated(piece, target, source)
+    assert found is not None
+    assert torch.equal(found, wanted)
 
 
 def test_a_run_that_ends_within_a_row_has_no_slices() -> None:

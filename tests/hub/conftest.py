@@ -7,7 +7,6 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub.hub_server import Hub, running_hub
-from tests.hub.servers import HubRepository, Server, running_server
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +17,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name, folder in {"HF_HUB_CACHE": "hub-cache", "HF_TOKEN_PATH": "token"}.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+        monkeypatch.setattr(constants, name, str(tmp_path / folder))  # the client has read the variables
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hugging Face Hub whose large files are LFS objects."""
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -35,20 +36,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def xet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hugging Face Hub whose large files are Xet files."""
+    monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     (tmp_path / "store").mkdir()
     with running_hub(tmp_path / "store") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def repository(server: Server, monkeypatch: pytest.MonkeyPatch) -> HubRepository:
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    return HubRepository(server, "lab/model")

@@ -96,6 +96,7 @@ class Hub:
         page: How many entries a listing has on one page.
         faults: What goes wrong.
         asked: All requests so far.
+        delivered: The digest of the file, for each time that one or a part of one was given.
         parts: What has been uploaded of large files.
         broken: Errors of the server itself.
     """
@@ -115,6 +116,7 @@ class Hub:
     page: int = 20
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    delivered: list[str] = field(default_factory=list)
     parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
     broken: list[Exception] = field(default_factory=list)
 
@@ -519,6 +521,8 @@ class Hub:
 
     def deliver(self, request: Request, file: File, headers: Mapping[str, str]) -> Response:
         content = self.content(file)
+        if request.method == "GET":
+            self.delivered.append(file.etag)
         if not self.ranges:
             return Response(content, headers=dict(headers))
         headers = {**headers, "Accept-Ranges": "bytes"}
