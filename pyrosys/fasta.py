@@ -30,10 +30,10 @@ def read_fasta(path: Path) -> Iterator[tuple[str, str]]:
             file.seek(0)
             for header, sequence in FastaFile.read_iter(file) if first.lstrip()[:1] in (">", ";") else ():
                 found = True
-                name = header.partition(" ")[0]
-                if not name:
+                words = header.split(maxsplit=1)
+                if not words:
                     raise InputError(f"Expected a name after each > in {path}, found none. Give each sequence one.")
-                yield name, sequence
+                yield words[0], sequence
     except (InvalidFileError, UnicodeDecodeError, EOFError, OSError) as error:
         raise InputError(f"Expected a FASTA file at {path}, found: {error}. Check the path.") from error
     if not found:

@@ -7,7 +7,7 @@ from typing import Any
 from pyrosys.errors import MissingExtra, PyrosysError, TrainingError
 from pyrosys.training.data import DataModule
 from pyrosys.training.task import Task
-from pyrosys.training.trainer import Trainer, run_worker
+from pyrosys.training.trainer import Trainer, quiet, run_worker
 
 __all__ = ["run_on_ray"]
 
@@ -21,22 +21,22 @@ def run_on_ray(trainer: Trainer, task: Task, data: DataModule) -> None:
         MissingExtra: Ray is not installed.
         TrainingError: A worker failed.
     """
-    try:
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-    except ModuleNotFoundError as error:
-        raise MissingExtra.needed("train", error) from error
-    gpu = trainer.accelerator == "gpu"
-    runs = TorchTrainer(
-        _work,
-        train_loop_config={"trainer": trainer, "task": task, "data": data},
-        scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=gpu),
-        run_config=RunConfig(storage_path=str(trainer.path), name="ray"),
-    )
-    try:
-        runs.fit()
-    except Exception as error:
-        raise _cause(error) from error
+    with quiet():
+        try:
+            from ray.train import RunConfig, ScalingConfig
+            from ray.train.torch import TorchTrainer
+        except ModuleNotFoundError as error:
+            raise MissingExtra.needed("train", error) from error
+        runs = TorchTrainer(
+            _work,
+            train_loop_config={"trainer": trainer, "task": task, "data": data},
+            scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=trainer.accelerator == "gpu"),
+            run_config=RunConfig(storage_path=str(trainer.path), name="ray"),
+        )
+        try:
+            runs.fit()
+        except Exception as error:
+            raise _cause(error) from error
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from pyrosys.errors import InputError
+from pyrosys.entry import Entry
+from pyrosys.errors import InputError, WeightsError
 from pyrosys.language import MaskedLanguageModel
+from pyrosys.loading import load
 from pyrosys.losses import Average, cross_entropy, squared_error
 from pyrosys.metrics import Mean, SequenceRecovery, Spearman
 from pyrosys.modules import PropertyHead
+from pyrosys.publishing import publish
 from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
 from pyrosys.training.task import Task
@@ -98,7 +102,7 @@ class SupervisedTask(Task):
 
     def settings(self) -> dict[str, Any]:
         """What the task depends on."""
-        return {**super().settings(), "level": self.level, "classes": self.classes, "head": str(self.head)}
+        return {**super().settings(), **self._head_config()}
 
     def predict_sequences(self, sequences: Iterable[str], *, batch_tokens: int = 4096) -> list[Tensor]:
         """Predict the property of sequences.
@@ -126,6 +130,36 @@ class SupervisedTask(Task):
                 prediction = self._finish((x.mean(0) if self.level == "protein" else x).to(self.device))
             predictions.append((prediction if self.classes is None else prediction.softmax(-1)).cpu())
         return predictions
+
+    def publish(self, hub: str | Path, name: str = "model", **about: Any) -> list[str]:
+        """Publish the model, and the head as an entry of its own, called ``<name>-head``."""
+        example = self.model.encode(*self.model.example_input_array).detach()
+        head = publish(self.head, f"{name}-head", hub=hub, inputs=(example,), config=self._head_config(), **about)
+        return [*super().publish(hub, name, **about), head.address]
+
+    @classmethod
+    def load(cls, entries: Sequence[str | Path], **options: Any) -> SupervisedTask:
+        """Load a published model and head, to predict with or to train further.
+
+        Args:
+            entries: The addresses of the two, as `publish` gives them.
+            options: Optimiser and tuning.
+
+        Raises:
+            SourceError: An entry could not be obtained.
+            WeightsError: An entry is damaged, or the second is not that of a head.
+        """
+        model, head = entries
+        config = Entry.open(head).config["config"]
+        if not isinstance(config, dict) or config.keys() != {"level", "classes", "hidden", "dropout"}:
+            raise WeightsError(f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries.")
+        task = cls(load(model), **config, **options)
+        load(head, into=task.head)
+        return task.eval()
+
+    def _head_config(self) -> dict[str, Any]:
+        hidden = None if self.head.hidden is None else self.head.hidden.out_features
+        return {"level": self.level, "classes": self.classes, "hidden": hidden, "dropout": self.head.dropout.p}
 
     def _finish(self, x: Tensor) -> Tensor:
         prediction = self.head(x)

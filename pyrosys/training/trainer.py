@@ -294,9 +294,10 @@ class _Progress(Callback):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what Lightning says of the machine and of habits that do not apply here."""
+    """Silence what Lightning and Ray say of the machine and of habits that do not apply here."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what Lightning and Ray use
         yield

@@ -111,8 +111,8 @@ def padding_waste(batches: list[Int[ndarray, " batch"]], lengths: Int[ndarray, "
     """The share of tokens that are padding.
 
     Example:
-        >>> padding_waste([np.array([0, 1])], np.array([3, 1]))
-        0.3333333333333333
+        >>> round(padding_waste([np.array([0, 1])], np.array([3, 1])), 3)
+        0.333
     """
     real = sum(int(lengths[batch].sum()) for batch in batches)
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches if len(batch))
