@@ -250,7 +250,7 @@ def _value(scalar: pa.Scalar) -> Any:
     types = pyarrow("types")
     if not scalar.is_valid:
         return None
-    if not (types.is_list(scalar.type) or types.is_large_list(scalar.type)):
+    if not any(listed(scalar.type) for listed in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         return scalar.as_py()
     values = scalar.values
     if not types.is_nested(values.type):

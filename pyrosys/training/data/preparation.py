@@ -1,7 +1,7 @@
 """Prepare a data set: from FASTA, CSV and structure files to Parquet or Arrow files with clusters and splits.
 
-Memory does not grow with the sources but for a few bytes per record (and, if sequences are clustered here, the sequences),
-and a preparation that was killed goes on where it was:
+Memory does not grow with the sources but for some tens of bytes per record and, if sequences are clustered here, some
+hundred per residue. A preparation that was killed goes on where it was:
 
 1. Read: records are checked and gathered in parts of some megabytes. A part carries how far the sources were read when it
    was complete, and appears whole or not at all. So a killed run goes on after its last part: nothing is lost or doubled.
