@@ -39,7 +39,7 @@ from pyrosys.training.data.schema import SPLITS, prepared_schema, pyarrow
 __all__ = ["prepare"]
 
 PART_BYTES = 32 << 20  # of a part in memory
-GROUP_BYTES = 1 << 20  # of a row group: what one random access to a Parquet file reads
+GROUP_BYTES = 256 << 10  # of a row group: what one random access to a Parquet file reads
 DIGESTS_AT_ONCE = 1 << 22
 EXAMPLES = 5  # names to give of records that were rejected for a reason
 PATIENCE = 3.0  # seconds before a progress bar appears
