@@ -187,6 +187,15 @@ def test_a_killed_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Counter(path.suffix for path in output.iterdir()) == {".parquet": expected["files"], ".json": 1}
 
 
+def test_a_source_can_be_mended(tmp_path: Path) -> None:
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("MKTA\n")
+    with pytest.raises(InputError, match="begins with >"):
+        prepare(fasta, tmp_path / "set")
+    write_fasta(fasta, ["MKTA"])
+    assert prepare(fasta, tmp_path / "set")["items"] == 1
+
+
 def test_it_goes_on_only_with_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_sequences(20))
 
@@ -199,7 +208,7 @@ def test_it_goes_on_only_with_the_same(tmp_path: Path, monkeypatch: pytest.Monke
             prepare(fasta, tmp_path / "set")
     with pytest.raises(InputError, match="Expected the shortest that"):
         prepare(fasta, tmp_path / "set", shortest=7)
-    prepare(fasta, tmp_path / "set")
+    prepare(fasta, tmp_path / "set", identity=None)  # nothing was clustered yet
     shutil.rmtree(tmp_path / "set")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine.txt").touch()
@@ -216,12 +225,15 @@ def test_it_goes_on_only_with_the_same(tmp_path: Path, monkeypatch: pytest.Monke
         ({"format": "csv"}, "'parquet' or 'arrow'"),
         ({"columns": {"sequenz": "a"}}, "sequenz"),
         ({"longest": 3}, "found none: longer than 3"),
+        ({"clusters": "absent.tsv"}, "a table of clusters at absent.tsv"),
+        ({"output": __file__}, "found a file"),
+        ({"fractions": (float("nan"), 0.0, 1.0)}, "add up to 1"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", ["MKTA"])
     with pytest.raises(InputError, match=message):
-        prepare(fasta, tmp_path / "set", **change)  # type: ignore[arg-type]
+        prepare(fasta, **{"output": tmp_path / "set", **change})
 
 
 @pytest.mark.parametrize(
