@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.fingerprint import of_structure
-from pyrosys.adapters.records import decode, encode, node_from_json, node_to_json
-from pyrosys.errors import WeightsError
+from pyrosys.adapters.part import Part, Value
+from pyrosys.adapters.records import MALFORMED, check_sizes, decode, encode, node_from_json, node_to_json
+from pyrosys.errors import InputError, WeightsError
 
 __all__ = ["FORMAT", "CardSide", "StructureCard"]
 
@@ -35,7 +36,8 @@ class StructureCard:
         captured: the recorded forward pass on the probe.
         inputs: the probe, in the form that the model takes.
         fingerprint: of the whole.
-        shared: inputs in the neutral form that other implementations translate, by name.
+        dtypes: names and types of the tensors of the state.
+        fingerprints: of every submodule that the probe runs, by name.
     """
 
     name: str
@@ -43,6 +45,7 @@ class StructureCard:
     inputs: Inputs
     fingerprint: str
     dtypes: dict[str, str]
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -63,14 +66,19 @@ class StructureCard:
         dtypes = {
             n: str(t.dtype).removeprefix("torch.") for n, t in model.state_dict().items() if isinstance(t, Tensor)
         }
-        return StructureCard(
-            name or type(model).__name__, captured, probe, of_structure(Structure(captured)).whole, dtypes
-        )
+        found = of_structure(Structure(captured))
+        return StructureCard(name or type(model).__name__, captured, probe, found.whole, dtypes, found.parts)
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the state."""
         return self.captured.tensors
+
+    @property
+    def order(self) -> list[str]:
+        """Names of all tensors, those that the model uses first, in the order in which it uses them."""
+        used = [a for node in self.captured.graph.nodes for a in node.all_input_nodes if a.op == "placeholder"]
+        return list(dict.fromkeys([*(a.meta["parameter"] for a in used), *sorted(self.tensors)]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, compressed when the name ends in `.gz`; the bytes depend on the content only."""
@@ -97,7 +105,7 @@ class StructureCard:
             return StructureCard.from_json(json.loads(text))
         except OSError as error:
             raise WeightsError(f"Cannot read the structure card {path}: {error}.") from error
-        except (ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except MALFORMED as error:
             raise WeightsError(f"The structure card {path} is damaged: {type(error).__name__}: {error}.") from error
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +115,7 @@ class StructureCard:
             "format": FORMAT,
             "name": self.name,
             "fingerprint": self.fingerprint,
+            "fingerprints": self.fingerprints,
             "tensors": {n: [list(s), self.dtypes[n]] for n, s in self.captured.tensors.items()},
             "ties": self.captured.ties,
             "buffers": sorted(self.captured.buffers),
@@ -125,6 +134,7 @@ class StructureCard:
         nodes: list[fx.Node] = []
         for entry in data["nodes"]:
             nodes.append(node_from_json(entry, graph, nodes))
+        check_sizes(nodes)
         outputs = [nodes[i] for i in data["outputs"]]
         graph.output(tuple(outputs))
         captured = Capture(
@@ -138,7 +148,8 @@ class StructureCard:
         )
         inputs = Inputs(*decode(data["inputs"]["args"]), **decode(data["inputs"]["kwargs"]))
         dtypes = {n: dtype for n, (_, dtype) in data["tensors"].items()}
-        return StructureCard(str(data["name"]), captured, inputs, str(data["fingerprint"]), dtypes)
+        parts = {str(part): str(value) for part, value in data.get("fingerprints", {}).items()}
+        return StructureCard(str(data["name"]), captured, inputs, str(data["fingerprint"]), dtypes, parts)
 
 
 class CardSide:
@@ -154,22 +165,66 @@ class CardSide:
         self.name = card.name
         self.probes = [card.inputs]
         self.weights = weights
+        self.chosen: list[int] | None = None
 
     def capture(self, probe: int = 0) -> Capture:
         """The recorded forward pass."""
         del probe
         return self.card.captured
 
+    def values(self) -> list[tuple[fx.Node, list[Value]]]:
+        """What each submodule hands on to the rest of the model, and the outputs, as the graph tells."""
+        inside: dict[str, set[fx.Node]] = {}
+        for node in self.card.captured.graph.nodes:
+            scope = node.meta.get("scope", "") if node.op == "call_function" else ""
+            while scope:
+                inside.setdefault(scope, set()).add(node)
+                scope = scope.rpartition(".")[0]
+        outputs = self.card.captured.outputs
+        found: dict[fx.Node, list[Value]] = {}
+        for number, node in enumerate(outputs):
+            found.setdefault(node, []).append(Value("", 0, number))
+        for path, nodes in inside.items():
+            ends = [n for n in nodes if n in outputs or any(user not in nodes for user in n.users)]
+            for number, node in enumerate(sorted(ends)):
+                found.setdefault(node, []).append(Value(path, 0, number))
+        return list(found.items())
+
+    def part(self, part: Part) -> "CardSide":
+        """The side with other outputs.
+
+        Raises:
+            InputError: the card has no such values, or the part would run on its own.
+        """
+        if part.alone is not None:
+            raise InputError("A structure card cannot run a submodule on its own. Name a value that it computes.")
+        if not part.values:
+            return self
+        outputs: list[fx.Node] = []
+        known = self.values()
+        for value in part.values:
+            nodes = [n for n, labels in known for v in labels if (v.path, v.call) == (value.path, value.call)]
+            if not nodes:
+                paths = sorted({v.path for _, labels in known for v in labels})
+                raise InputError(
+                    f"Expected a submodule of {self.name}, found {value.path!r}. It has {', '.join(paths)}."
+                )
+            outputs += nodes if value.number is None else [nodes[value.number]]
+        captured = dataclasses.replace(self.card.captured, outputs=outputs)
+        side = CardSide(dataclasses.replace(self.card, captured=captured), self.weights)
+        side.name = f"{self.card.name} ({part})"
+        return side
+
     def choose(self, outputs: list[int]) -> None:
-        """Nothing to do: the capture itself is restricted."""
+        """Keep only some of the outputs, by number."""
+        self.chosen = outputs
 
-    def freeze_buffers(self) -> bool:
-        """A card's constants are fixed."""
-        return False
+    def possible(self) -> frozenset[str]:
+        """A card's constants are fixed, and its graph stays as it is."""
+        return frozenset()
 
-    def merge_products(self) -> bool:
-        """A card's graph stays as it is."""
-        return False
+    def read(self, readings: frozenset[str]) -> None:
+        """Nothing to do: there is one reading."""
 
     def state(self) -> Mapping[str, Tensor]:
         if self.weights is not None:
@@ -186,6 +241,6 @@ class CardSide:
         """Outputs under a state, in float64 whatever the precision asked for."""
         del probe
         captured = self.card.captured
-        wanted = set(captured.outputs)
-        found = {node: value for node, value in execute(captured, state) if node in wanted}
-        return [found[o].to(dtype) for o in captured.outputs]
+        chosen = captured.outputs if self.chosen is None else [captured.outputs[i] for i in self.chosen]
+        found = {node: value for node, value in execute(captured, state) if node in chosen}
+        return [found[o].to(dtype) for o in chosen]

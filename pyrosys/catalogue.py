@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import functools
 import gzip
+import hashlib
 import importlib
 import json
 import logging
@@ -26,23 +27,39 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyrosys.errors import SourceError, VerificationError, WeightsError
+from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pyrosys.adapters.capture import Inputs
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
+    from pyrosys.hub.sources import Source
     from pyrosys.model import Model
 
-__all__ = ["CARDS", "Layout", "build", "info", "list_models", "load", "without_initialisation"]
+__all__ = [
+    "CARDS",
+    "Layout",
+    "build",
+    "example_of",
+    "info",
+    "knows",
+    "list_models",
+    "load",
+    "model_class",
+    "published",
+    "read_family",
+    "without_initialisation",
+]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
 logger = logging.getLogger(__name__)
@@ -59,6 +76,17 @@ def list_models(pattern: str = "*") -> list[str]:
         ['esm2-150m', 'esm2-15b']
     """
     return sorted(name for name in _entries() if fnmatchcase(name, pattern))
+
+
+def knows(name: str) -> bool:
+    """Whether this is the name of a model, of the zoo or of the user's own catalogue."""
+    return name in _entries()
+
+
+def published(name: str) -> list[Source] | None:
+    """Where the published entry of this name is; nothing if it is a model of the zoo."""
+    entry = _entry(name)
+    return entry["sources"] if entry["layout"] is None else None
 
 
 def info(name: str) -> dict[str, Any]:
@@ -84,16 +112,39 @@ def build(name: str) -> Model:
     Raises:
         SourceError: There is no model of this name.
     """
-    module, _, family = _entry(name)["class"].partition(":")
-    imported = importlib.import_module(module)
-    return getattr(imported, family)(imported.SIZES[name])
+    kind = model_class(_entry(name)["class"])
+    assert kind is not None  # the zoo's own
+    return kind(importlib.import_module(kind.__module__).SIZES[name])
+
+
+def model_class(reference: Any) -> type[Model] | None:
+    """The class of the zoo that ``module:Class`` names; nothing else is ever imported."""
+    if not any(reference == entry["class"] for entry in _zoo().values()):
+        return None
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def family_class(family: str) -> type[Model]:
+    """The class of the models of a family, such as ``esm``.
+
+    Raises:
+        InputError: There is no such family.
+    """
+    classes = {entry["family"]: entry["class"] for entry in _zoo().values()}
+    kind = model_class(classes.get(family))
+    if kind is None:
+        raise InputError(
+            f"Expected a family of the zoo among {', '.join(sorted(classes))}, found {family!r}. Choose one."
+        )
+    return kind
 
 
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:
     """Give a model with its weights, in evaluation mode, verified.
 
     Every tensor of the file is accounted for, and on an example the model computes what the implementation that wrote
-    the file computes.
+    the file computes. What was verified before and has not changed since is not run again.
 
     Args:
         name: A name that `list_models` gives.
@@ -107,18 +158,37 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     """
     from pyrosys.hub import read_weights
     from pyrosys.porting import fill, state_for
+    from pyrosys.verified import note_verified, was_verified
 
     entry = _entry(name)
     path = fetch_first(entry["sources"], offline=offline)
     pinned = all(source.get("sha256") for source in entry["sources"])
     layout = Layout.of(name)
-    state = state_for(layout.card, layout.relevant(read_weights(path, allow_pickle=pinned)))
+    facts = {"name": name, "weights": _digest(path), "layout": layout.digest()}
+    verified = was_verified(**facts)
+    weights = layout.relevant(read_weights(path, allow_pickle=pinned))
+    state = state_for(layout.card, weights, values=not verified)
     with without_initialisation():
         model = build(name).eval()
     plan = layout.plan(model, state)
-    fill(model, plan.apply(state, model.state_dict()))
-    layout.verify(model, state, name)
+    fill(model, plan.apply(state, model.state_dict()), share=True)
+    if not verified:
+        layout.verify(model, state, name)
+        note_verified(**facts)
     return model if device is None else model.to(device)
+
+
+def example_of(kind: type) -> Inputs | None:
+    """An example that shows all of what a class of the zoo computes, as the cards of published files have it."""
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    name = next((name for name, entry in _zoo().items() if entry["class"] == reference), None)
+    return None if name is None else Layout.of(name).example
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+    """The layout that tensors of these names and shapes are in, of those that the zoo knows."""
+    layouts = {entry["layout"]: name for name, entry in _zoo().items()}
+    return next((layout for layout in map(Layout.of, layouts.values()) if layout.fits(shapes)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +220,40 @@ class Layout:
 
         return StructureCard.load(self.path("structure.json.gz"))
 
+    @property
+    def example(self) -> Inputs:
+        """The card's example in the form that our model takes."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs
+
+        tensors = load_file(self.path("probe.safetensors"))
+        return Inputs(*(tensors[key] for key in sorted(tensors)))
+
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
 
-    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def digest(self) -> str:
+        """One digest for all that the layout says: its files in ``zoo/cards``, and what goes with them."""
+        digest = hashlib.sha256(repr((self.output, sorted(self.config.items()), self.ignored)).encode())
+        for kind in ("structure.json.gz", "probe.safetensors", "plan.json.gz"):
+            path = self.path(kind)
+            digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
+
+    def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
         known = {*self.card.tensors, *self.card.captured.ties}
         extra = [name for name in weights if name not in known]
         ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
         return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes are those of a published file of this layout."""
+        known, ties = self.card.tensors, self.card.captured.ties
+        named = {ties.get(name, name): shapes[name] for name in self.relevant(shapes)}
+        return named.keys() >= self.card.captured.reached and all(known.get(n) == shape for n, shape in named.items())
 
     def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
         """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""
@@ -176,17 +270,14 @@ class Layout:
 
     def side(self, model: Model) -> ModuleSide:
         """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
-        from safetensors.torch import load_file
-
-        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.capture import shadow
         from pyrosys.adapters.sides import ModuleSide
+        from pyrosys.porting import calling
 
-        twin, family, output = shadow(model), type(model), self.output
+        twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
-        twin.__class__ = type(family.__name__, (family,), {"forward": getattr(family, output)})
-        tensors = load_file(self.path("probe.safetensors"))
-        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
-        return ModuleSide(twin.eval(), [inputs], None)
+        twin = calling(twin, self.output)
+        return ModuleSide(twin.eval(), [self.example], None)
 
     def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
         """Run the card's graph with the file's weights and our model on the same example.
@@ -222,6 +313,15 @@ class Layout:
         return Plan.from_json(data, str(path))
 
 
+def _digest(path: Path) -> str:
+    """The digest of a weights file, with that of its shards if it is an index; known from when it was fetched."""
+    from pyrosys.hub.cache import Cache
+    from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
+
+    shards = sorted(set(read_index(path).values())) if path.name.endswith(INDEX_SUFFIX) else []
+    return "+".join(Cache().sha256(file) for file in (path, *(path.parent / shard for shard in shards)))
+
+
 def _fits(plan: Plan, model: Model) -> bool:
     own = model.state_dict()
     return plan.target.keys() == own.keys() and all(
@@ -243,15 +343,25 @@ def without_initialisation() -> Iterator[None]:
         yield
 
 
-@functools.cache
 def _entries() -> dict[str, dict[str, Any]]:
-    """Every model's card, with what its family shares."""
+    """Every model's card, with what its family shares; a name of the zoo stands for nothing else."""
+    from pyrosys.own_catalogue import read
+
+    return {**read(), **_zoo()}
+
+
+@functools.cache
+def _zoo() -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(CARDS.parent.glob("*.json")):
-        family = json.loads(path.read_text(encoding="utf-8"))
-        for name, entry in family.pop("entries").items():
-            entries[name] = {**family, **entry}
+        entries |= read_family(path)
     return entries
+
+
+def read_family(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of one catalogue file by name, each with what they share."""
+    family = json.loads(path.read_text(encoding="utf-8"))
+    return {name: {**family, **entry} for name, entry in family.pop("entries").items()}
 
 
 def _entry(name: str) -> dict[str, Any]:

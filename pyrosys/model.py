@@ -42,6 +42,11 @@ class Model(pl.LightningModule, ABC, Generic[Config]):
         """
 
     @property
+    def complete_method(self) -> str:
+        """Name of the method whose outputs all parameters go into, with the arguments of ``forward``."""
+        return "forward"
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are now (Lightning's own record misses tensors that were assigned on loading)."""
         return next(self.parameters()).device

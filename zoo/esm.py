@@ -112,6 +112,11 @@ class ESM(MaskedLanguageModel[ESMConfig]):
         contacts = self.contact_head((torch.cat(maps, dim=1) * pairs)[..., 1:-1, 1:-1])
         return self.head(self.norm(x), self.embedding.weight), contacts
 
+    @property
+    def complete_method(self) -> str:
+        """The contact head is no part of ``forward``."""
+        return "forward" if self.contact_head is None else "logits_and_contacts"
+
     def contact_probabilities(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch residues residues"]:
         """The same as ``contacts``, for a batch of tokens; start and end are left out, padding is not."""
         return self.logits_and_contacts(tokens)[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 from pyrosys.errors import WeightsError
 from pyrosys.hub.strict_json import parse_object
 
-__all__ = ["INDEX_SUFFIX", "read_index"]
+__all__ = ["INDEX_SUFFIX", "is_plain_name", "read_index"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 LARGEST_INDEX = 100_000_000  # bytes, the limit that the format sets for headers
@@ -28,7 +28,7 @@ def read_index(path: Path) -> dict[str, str]:
             f"Expected {path} to map tensors to files under 'weight_map', found {type(shards).__name__}."
         )
     for tensor, shard in shards.items():
-        if not (isinstance(shard, str) and shard.endswith(".safetensors") and _is_plain_name(shard)):
+        if not (isinstance(shard, str) and shard.endswith(".safetensors") and is_plain_name(shard)):
             raise WeightsError(
                 f"Expected {path} to place {tensor!r} in a safetensors file of the same folder, found {shard!r}. "
                 "Do not trust this checkpoint."
@@ -36,6 +36,6 @@ def read_index(path: Path) -> dict[str, str]:
     return shards
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a name is one path component on every system, so no separator, drive or parent folder."""
     return not name.startswith(".") and not any(letter in name for letter in "/\\:\0")
