@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import pyrosys
 from pyrosys.errors import InputError, PyrosysError, StructureMismatch, WeightsError
 from pyrosys.hub import write_weights
+from pyrosys.porting import fill
 
 State = dict[str, Tensor]
 
@@ -183,3 +184,28 @@ def test_another_function_is_refused(checkpoint: Path) -> None:
     with pytest.raises(StructureMismatch):
         pyrosys.port(checkpoint, target, source=Theirs(), inputs=(TOKENS,))
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_fill_shares_what_it_may() -> None:
+    target = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3), "d": nn.Linear(3, 3)})
+    target["d"].weight = target["a"].weight  # tied
+    target["c"].weight.requires_grad_(False)
+    whole = torch.randn(12, 3)
+    state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    state |= {"a.weight": whole[:3], "d.weight": whole[:3], "b.weight": whole[2:5], "c.weight": whole[6:9].mT}
+    state["a.bias"] = state["a.bias"].double()
+    expected = {name: tensor.clone() for name, tensor in state.items()}
+    fill(target, state, share=True)
+    for name, tensor in target.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name].to(tensor.dtype))
+        assert tensor.is_contiguous()
+    assert target["a"].weight.data_ptr() == whole.data_ptr()
+    assert target["d"].weight is target["a"].weight
+    assert target["a"].bias.dtype == torch.float32
+    assert not target["c"].weight.requires_grad
+    with torch.no_grad():
+        target["a"].weight.zero_()  # overlaps with nothing
+    torch.testing.assert_close(target["b"].weight, expected["b.weight"])
+    fill(target, expected)
+    expected["b.weight"].zero_()  # without sharing, nothing is taken
+    assert target["b"].weight.count_nonzero()
