@@ -187,9 +187,10 @@ def test_another_function_is_refused(checkpoint: Path) -> None:
 
 
 def test_fill_shares_what_it_may() -> None:
-    target = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3), "d": nn.Linear(3, 3)})
-    target["d"].weight = target["a"].weight  # tied
-    target["c"].weight.requires_grad_(False)
+    a, b, c, d = (nn.Linear(3, 3) for _ in range(4))
+    d.weight = a.weight  # tied
+    target = nn.ModuleDict({"a": a, "b": b, "c": c, "d": d})
+    c.weight.requires_grad_(False)
     whole = torch.randn(12, 3)
     state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     state |= {"a.weight": whole[:3], "d.weight": whole[:3], "b.weight": whole[2:5], "c.weight": whole[6:9].mT}
@@ -199,13 +200,13 @@ def test_fill_shares_what_it_may() -> None:
     for name, tensor in target.state_dict().items():
         torch.testing.assert_close(tensor, expected[name].to(tensor.dtype))
         assert tensor.is_contiguous()
-    assert target["a"].weight.data_ptr() == whole.data_ptr()
-    assert target["d"].weight is target["a"].weight
-    assert target["a"].bias.dtype == torch.float32
-    assert not target["c"].weight.requires_grad
+    assert a.weight.data_ptr() == whole.data_ptr()
+    assert d.weight is a.weight
+    assert a.bias.dtype == torch.float32
+    assert not c.weight.requires_grad
     with torch.no_grad():
-        target["a"].weight.zero_()  # overlaps with nothing
-    torch.testing.assert_close(target["b"].weight, expected["b.weight"])
+        a.weight.zero_()  # overlaps with nothing
+    torch.testing.assert_close(b.weight, expected["b.weight"])
     fill(target, expected)
     expected["b.weight"].zero_()  # without sharing, nothing is taken
-    assert target["b"].weight.count_nonzero()
+    assert b.weight.count_nonzero()
