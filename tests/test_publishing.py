@@ -14,6 +14,7 @@ import pyrosys
 from pyrosys.errors import InputError, PublishError, WeightsError
 from pyrosys.hub import read_weights, tensor_digest
 from pyrosys.hub.model_card import fingerprint_tag
+from pyrosys.porting import calling
 from pyrosys.zoo.esm import ESM, ESMConfig
 from tests.hub.processes import small_model
 from tests.test_entry import Parent
@@ -44,7 +45,7 @@ def test_an_entry_is_complete_and_described_by_the_schema(tmp_path: Path) -> Non
     structure = json.loads(content(published)["structure.json"])
     jsonschema.validate(structure, SCHEMA)
     assert (
-        structure["fingerprint"] == published.fingerprint == pyrosys.fingerprint(pyrosys.porting.calling(model)).whole
+        structure["fingerprint"] == published.fingerprint == pyrosys.fingerprint(calling(model)).whole
     )
     assert structure["alphabet"] == list(model.alphabet.tokens)
     assert structure["provenance"] == {"base_model": None, "description": "", "seed": 3}
