@@ -238,7 +238,9 @@ class _Solver:
             if _gives(plan, [*_exact(group)], group.members, group.targets, self.config):
                 self.known[signature] = written, operations
                 return group
-        more = "" if self.config is not None else " without the target's configuration, which may be passed as config"
+        more = (
+            "" if self.config is not None else "; to reorder heads, it would need the target's configuration as config"
+        )
         raise _refusal(targets[0], f"no chain of operations makes it of {_few(sources)}{more}")
 
     def _turns(self, **arguments: Any) -> list[Operation]:

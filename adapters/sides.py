@@ -21,14 +21,18 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
-from pyrosys.adapters.sums import join_sums
+from pyrosys.adapters.sums import join_parts, join_sums
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["FROZEN", "READINGS", "ModuleSide", "Side"]
 
 
 FROZEN = "buffers for constants"
-_REWRITES = {"products of matrices together": merge_products, "sums of contractions together": join_sums}
+_REWRITES = {
+    "products of matrices together": merge_products,
+    "parts of contractions together": join_parts,
+    "sums of contractions together": join_sums,
+}
 READINGS = (FROZEN, *_REWRITES)
 """Other ways to read a model than the plain one."""
 

@@ -1,7 +1,8 @@
-"""Join contractions that are added: `W₁·x₁ + W₂·x₂` is `[W₁|W₂]·[x₁; x₂]`, and models write either.
+"""Join contractions that other models write as one.
 
-Between a contraction and the sum there may be anything that moves elements without loss: views, transpositions. Which row
-of the data and which feature lies at each place of the sum is found by moving numbers through the same operations.
+`W₁·x₁ + W₂·x₂` is `[W₁|W₂]·[x₁; x₂]`, and the concatenation of `W₁·x` and `W₂·x` is `[W₁; W₂]·x`.
+Behind a contraction there may be anything that moves elements without loss: views, transpositions. Which row of the data and
+which feature lies at each place of the result is found by moving numbers through the same operations.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, layout_result, tensor_arguments
 from pyrosys.adapters.structure import Structure
 
-__all__ = ["join_sums"]
+__all__ = ["join_parts", "join_sums"]
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22
@@ -26,15 +27,21 @@ _LIMIT = 1 << 22
 
 
 def join_sums(captured: Capture) -> bool:
-    """Rewrite a capture in place; whether there was anything to rewrite."""
+    """Join contractions that are added, in place; whether there were any."""
     joiner = _Joiner(captured)
     for node in list(captured.graph.nodes):
         if _is_sum(node) and joiner.is_whole(node):
-            joiner.visit(node)
-    captured.outputs = [joiner.instead.get(o, o) for o in captured.outputs]
-    if joiner.instead:
-        captured.graph.eliminate_dead_code()
-    return bool(joiner.instead)
+            joiner.visit_sum(node)
+    return joiner.finish()
+
+
+def join_parts(captured: Capture) -> bool:
+    """Join contractions of the same data whose results are put together, in place; whether there were any."""
+    joiner = _Joiner(captured)
+    for node in list(captured.graph.nodes):
+        if node.target is aten.cat.default:
+            joiner.visit_cat(node)
+    return joiner.finish()
 
 
 @dataclasses.dataclass
@@ -69,15 +76,22 @@ class _Product:
 
 class _Joiner:
     def __init__(self, captured: Capture):
+        self.captured = captured
         self.structure = Structure(captured)
         self.graph = captured.graph
         self.outputs = captured.outputs
         self.instead: dict[fx.Node, fx.Node] = {}
 
-    def visit(self, total: fx.Node) -> None:
+    def finish(self) -> bool:
+        self.captured.outputs = [self.instead.get(o, o) for o in self.captured.outputs]
+        if self.instead:
+            self.graph.eliminate_dead_code()
+        return bool(self.instead)
+
+    def visit_sum(self, total: fx.Node) -> None:
         terms = list(self.terms(total, ()))
         groups: dict[int, list[_Product]] = {}
-        for product in filter(None, (self.product(term, total) for term in terms)):
+        for product in filter(None, (self.product(term) for term in terms)):
             groups.setdefault(product.axis, []).append(product)
         joined = [group for group in groups.values() if len(group) > 1 and _elements(group) <= _LIMIT]
         if not joined:
@@ -86,9 +100,26 @@ class _Joiner:
         with self.graph.inserting_before(total):
             summands = [self.join(group, total) for group in joined]
             summands += [self.moved(term, total) for term in terms if id(term) not in gone]
-            node = functools.reduce(self.add, summands)
-        total.replace_all_uses_with(node)
-        self.instead[total] = node
+            self.replace(total, functools.reduce(self.add, summands))
+
+    def visit_cat(self, whole: fx.Node) -> None:
+        parts = list(args_of(whole)[0])
+        axis = (args_of(whole)[1] if len(args_of(whole)) > 1 else 0) % len(_shape(whole))
+        products = [self.product(_Term(part, _shape(part), ())) for part in parts]
+        found = [product for product in products if product is not None and product.axis == axis]
+        alike = {product.geometry.data for product in found}
+        if len(found) < max(2, len(parts)) or len(alike) > 1 or _elements(found) > _LIMIT:
+            return
+        if all(torch.equal(product.rows, found[0].rows) for product in found):
+            with self.graph.inserting_before(whole):
+                pairs = [self.as_matrices(product) for product in found]
+                shape = (_shape(pairs[0][1])[0], _shape(whole)[axis])
+                matrix = self.call(aten.cat.default, ([one for _, one in pairs], 1), shape, whole)
+                self.replace(whole, self.times(pairs[0][0], matrix, axis, whole))
+
+    def replace(self, node: fx.Node, twin: fx.Node) -> None:
+        node.replace_all_uses_with(twin)
+        self.instead[node] = twin
 
     def used_once(self, node: fx.Node) -> bool:
         return len(node.users) == 1 and node not in self.outputs
@@ -121,7 +152,7 @@ class _Joiner:
             (node,) = tensor_arguments(node)
         return node, tuple(moves)
 
-    def product(self, term: _Term, total: fx.Node) -> _Product | None:
+    def product(self, term: _Term) -> _Product | None:
         base, moves = self.source(term.node)
         role = self.structure.role.get(base, ("plain",))
         if role[0] != "contract" or not self.used_once(base) or _shape(term.node) != term.shape:
@@ -142,18 +173,22 @@ class _Joiner:
 
     def join(self, group: Sequence[_Product], total: fx.Node) -> fx.Node:
         pairs = [self.as_matrices(product) for product in group]
-        widths = [_shape(data)[1] for data, _ in pairs]
-        rows, features = _shape(pairs[0][0])[0], group[0].geometry.features
-        data = self.call(aten.cat.default, ([data for data, _ in pairs], 1), (rows, sum(widths)), total)
-        matrix = self.call(aten.cat.default, ([one for _, one in pairs], 0), (sum(widths), features), total)
-        node = self.call(aten.mm.default, (data, matrix), (rows, features), group[0].geometry.node)
-        axis, shape = group[0].axis, list(_shape(total))
-        last = shape[:axis] + shape[axis + 1 :] + [features]
-        node = self.call(aten.reshape.default, (node, last), last, total)
+        width = sum(_shape(data)[1] for data, _ in pairs)
+        (rows, _), (_, features) = (_shape(one) for one in pairs[0])
+        data = self.call(aten.cat.default, ([data for data, _ in pairs], 1), (rows, width), total)
+        matrix = self.call(aten.cat.default, ([one for _, one in pairs], 0), (width, features), total)
+        return self.times(data, matrix, group[0].axis, total)
+
+    def times(self, data: fx.Node, matrix: fx.Node, axis: int, like: fx.Node) -> fx.Node:
+        """Rows times a matrix, in the shape of a node with an axis of features."""
+        rows, features, shape = _shape(data)[0], _shape(matrix)[1], _shape(like)
+        node = self.call(aten.mm.default, (data, matrix), (rows, features), like)
+        last = [*shape[:axis], *shape[axis + 1 :], features]
+        node = self.call(aten.reshape.default, (node, last), last, like)
         if axis == len(shape) - 1:
             return node
         order = [*range(axis), len(shape) - 1, *range(axis, len(shape) - 1)]
-        return self.call(aten.permute.default, (node, order), shape, total)
+        return self.call(aten.permute.default, (node, order), shape, like)
 
     def as_matrices(self, product: _Product) -> tuple[fx.Node, fx.Node]:
         """The data, with its rows in the order of the sum, and the operand."""

@@ -29,7 +29,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyrosys.errors import SourceError, VerificationError, WeightsError
+from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
 
 if TYPE_CHECKING:
@@ -123,6 +123,21 @@ def model_class(reference: Any) -> type[Model] | None:
         return None
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def family_class(family: str) -> type[Model]:
+    """The class of the models of a family, such as ``esm``.
+
+    Raises:
+        InputError: There is no such family.
+    """
+    classes = {entry["family"]: entry["class"] for entry in _zoo().values()}
+    kind = model_class(classes.get(family))
+    if kind is None:
+        raise InputError(
+            f"Expected a family of the zoo among {', '.join(sorted(classes))}, found {family!r}. Choose one."
+        )
+    return kind
 
 
 def load(name: str, *, offline: bool | None = None, device: str | torch.device | None = None) -> Model:

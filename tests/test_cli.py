@@ -38,6 +38,9 @@ COMMANDS = (
     "publish",
     "find",
     "catalogue",
+    "prepare",
+    "train",
+    "analyse",
     "demo",
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -344,6 +345,7 @@ REFUSED = {
     "permuted": "no chain",
     "a number": "no chain",
     "rows": "no chain",
+    "rotary order": "configuration as config",
 }
 
 
@@ -357,6 +359,17 @@ def test_a_mapping_does_what_the_conversion_does_or_is_refused(which: str) -> No
         assert any(repr(n) in str(caught.value) for n in plan.target)
     else:
         assert "def mapping():" in plan.export("transformers")
+
+
+@pytest.mark.parametrize("part", [None, "vision_config"])
+def test_heads_are_reordered_with_the_number_of_heads_in_the_configuration(part: str | None) -> None:
+    plan, _ = read_off(*CONVERSIONS["rotary order"][:1], **CONVERSIONS["rotary order"][1])
+    heads = SimpleNamespace(num_attention_heads=2)
+    config = heads if part is None else SimpleNamespace(vision_config=heads)
+    text = plan.export("transformers", config=config)
+    assert f"PermuteForRope(subconfig_key={part!r}" in text
+    with pytest.raises(PlanError, match="no chain"):
+        plan.export("transformers", config=SimpleNamespace(num_attention_heads=3))
 
 
 def test_names_that_change_places_are_kept_apart() -> None:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -208,14 +209,13 @@ def registered(model: Any, mapping: list[Any]) -> Iterator[None]:
     """`transformers` with one mapping in place of all that it has."""
     from transformers import conversion_mapping, modeling_utils
 
-    places = [(m, m.get_model_conversion_mapping) for m in (conversion_mapping, modeling_utils)]
-    for module, _ in places:
-        module.get_model_conversion_mapping = lambda *_, **__: copy.deepcopy(mapping)
-    try:
+    def alone(*_: Any, **__: Any) -> list[Any]:
+        return copy.deepcopy(mapping)
+
+    with contextlib.ExitStack() as stack:
+        for module in (conversion_mapping, modeling_utils):
+            stack.enter_context(mock.patch.object(module, "get_model_conversion_mapping", alone))
         yield
-    finally:
-        for module, function in places:
-            module.get_model_conversion_mapping = function
 
 
 def compare(kind: str, names: list[str]) -> Outcome:
