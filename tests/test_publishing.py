@@ -44,9 +44,7 @@ def test_an_entry_is_complete_and_described_by_the_schema(tmp_path: Path) -> Non
     }  # fmt: skip
     structure = json.loads(content(published)["structure.json"])
     jsonschema.validate(structure, SCHEMA)
-    assert (
-        structure["fingerprint"] == published.fingerprint == pyrosys.fingerprint(calling(model)).whole
-    )
+    assert structure["fingerprint"] == published.fingerprint == pyrosys.fingerprint(calling(model)).whole
     assert structure["alphabet"] == list(model.alphabet.tokens)
     assert structure["provenance"] == {"base_model": None, "description": "", "seed": 3}
     weights = read_weights(published.address)
