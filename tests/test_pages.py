@@ -23,7 +23,9 @@ def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     """The blocks of a page run in order, as one program, with random weights in place of those from the network."""
     shutil.copy(ROOT / "tests" / "data" / "1ubq.cif", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pyrosys, "load", lambda name: build(name).eval())
+    monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
+    load = pyrosys.load
+    monkeypatch.setattr(pyrosys, "load", lambda name, **how: load(name, **how) if how else build(name).eval())
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
