@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, modules, zoo
-    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
+    from pyrosys.adapters import Candidates, Certificate, Inputs, Plan, StructureCard, candidates, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.fetching import fetch, where
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyrosys.verifying import Checked, verify
 
 __all__ = [
+    "Candidates",
     "Certificate",
     "Checked",
     "Found",
@@ -39,6 +40,7 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "candidates",
     "errors",
     "fetch",
     "find",
@@ -60,7 +62,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
+    "pyrosys.adapters": (
+        "Candidates",
+        "Certificate",
+        "Inputs",
+        "Plan",
+        "StructureCard",
+        "candidates",
+        "fingerprint",
+        "match",
+    ),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
     "pyrosys.fetching": ("fetch", "where"),

