@@ -219,13 +219,12 @@ class CardSide:
         """Keep only some of the outputs, by number."""
         self.chosen = outputs
 
-    def freeze_buffers(self) -> bool:
-        """A card's constants are fixed."""
-        return False
+    def possible(self) -> frozenset[str]:
+        """A card's constants are fixed, and its graph stays as it is."""
+        return frozenset()
 
-    def merge_products(self) -> bool:
-        """A card's graph stays as it is."""
-        return False
+    def read(self, readings: frozenset[str]) -> None:
+        """Nothing to do: there is one reading."""
 
     def state(self) -> Mapping[str, Tensor]:
         if self.weights is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import operator
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring, spread_for
-from pyrosys.adapters.locate import difference_under_colours, difference_under_plan, structural_difference
+from pyrosys.adapters.locate import (
+    Mismatch,
+    Parting,
+    difference_under_colours,
+    difference_under_plan,
+    structural_difference,
+)
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.part import Part
 from pyrosys.adapters.piece import Piece
@@ -22,12 +28,12 @@ from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
 from pyrosys.adapters.search import Whole, match_parts, sides_of
 from pyrosys.adapters.share import share_equal_work
-from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.sides import READINGS, ModuleSide, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
-__all__ = ["match", "match_sides", "match_wholes"]
+__all__ = ["match", "match_sides", "match_wholes", "prepared_sides", "structure_of"]
 
 
 def match(
@@ -92,6 +98,20 @@ def match_wholes(
     return match_sides(left, right, tolerance)
 
 
+def prepared_sides(
+    source: Any,
+    target: nn.Module,
+    inputs: Any,
+    target_inputs: Any,
+    source_output: OutputSelector | None,
+    target_output: OutputSelector | None,
+) -> tuple[Side, Side]:
+    """What `match` takes, as the two sides that `match_sides` takes."""
+    left, right = Whole(source, [], source_output, None), Whole(target, [], target_output, None)
+    _probe(left, right, inputs, target_inputs)
+    return sides_of(left, right, (Part(), Part()))
+
+
 def _probe(source: Whole, target: Whole, inputs: Any, target_inputs: Any) -> None:
     """Give both sides their inputs."""
     from pyrosys.adapters.card import CardSide, StructureCard
@@ -129,16 +149,20 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     """`match` on prepared sides.
 
     A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
-    (rotary angles), and matrices in a row may be layers or a low-rank update. Only the other model tells which. The plain
-    reading comes first, and the others where it fails and they make a difference.
+    (rotary angles), matrices in a row may be layers or a low-rank update, and matrices side by side may be branches or one
+    that was cut. Only the other model tells which. The plain reading comes first, and the others where it fails and they make
+    a difference.
     """
     try:
         return _followed(source, target, tolerance)
     except StructureMismatch as error:
         mismatch = error
-    for change in (operator.methodcaller("freeze_buffers"), operator.methodcaller("merge_products")):
-        changed = [change(side) for side in (source, target)]
-        if any(changed):
+    sides = source, target
+    possible = [reading for reading in READINGS if any(reading in side.possible() for side in sides)]
+    for count in range(1, len(possible) + 1):
+        for readings in itertools.combinations(possible, count):
+            for side in sides:
+                side.read(frozenset(readings))
             with contextlib.suppress(PyrosysError):
                 return _followed(source, target, tolerance)
     raise mismatch
@@ -157,7 +181,7 @@ def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:
 
 
 def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
-    structures = _structure(source), _structure(target)
+    structures = structure_of(source), structure_of(target)
     outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
     for at_once in (True, False):  # what was decided at once may be wrong; then carefully
@@ -167,19 +191,20 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
             return outcome
         if not best.refinement.at_once:
             break
-    raise StructureMismatch(outcome)
+    raise outcome
 
 
 def _proved(
     source: Side, target: Side, structures: tuple[Structure, Structure], best: "_Attempt", tolerance: float | None
-) -> "Plan | str":
+) -> Plan | StructureMismatch:
     """The plan of an attempt, if it is complete and both sides compute the same under it; or what stands in the way."""
     if not best.complete:
         return _explain(source, target, structures, best)
     try:
         plan = _plan(source, target, structures, best)
     except StructureMismatch as error:
-        return str(error)
+        error.found = Mismatch(structures, Parting(str(error)))
+        return error
     if best.order is not None:
         plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
         plan.output_order = tuple(best.order.tolist())
@@ -193,7 +218,8 @@ def _proved(
     return plan
 
 
-def _structure(side: Side, probe: int = 0) -> Structure:
+def structure_of(side: Side, probe: int = 0) -> Structure:
+    """A side's structure on one of its probes."""
     return Structure(share_equal_work(side.capture(probe)))
 
 
@@ -348,7 +374,7 @@ class _Probes:
         return pairs
 
     def _pair(self, probe: int) -> tuple[Structure, Structure]:
-        pair = _structure(self.source, probe), _structure(self.target, probe)
+        pair = structure_of(self.source, probe), structure_of(self.target, probe)
         for position, structure in enumerate(pair):
             every = structure.capture.outputs
             structure.restrict([every[numbers[position]] for numbers in self.outputs])
@@ -503,26 +529,30 @@ def _neutral_leftovers(state: Any, structure: Structure, leftover: list[Place], 
 
 def _explain_failure(
     source: Side, target: Side, attempt: _Attempt, plan: Plan, failed: Outcome, state: Mapping[str, Tensor]
-) -> str:
+) -> StructureMismatch:
     c = failed.comparison
-    where = difference_under_plan(attempt.sides, attempt.assembly.pairs, target, plan, state)
-    return (
+    structures = (attempt.sides[0].structure, attempt.sides[1].structure)
+    parting = difference_under_plan(attempt.sides, attempt.assembly.pairs, target, plan, state)
+    return StructureMismatch(
         f"{source.name} and {target.name} have one structure but do not compute the same: outputs differ by "
-        f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). {where}"
+        f"{c.difference:.2e} where rounding explains {c.tolerance:.1e} ({c.parameters} parameters, {c.precision}). "
+        f"{parting.sentence}",
+        Mismatch(structures, parting, plan),
     )
 
 
-def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> str:
+def _explain(source: Side, target: Side, structures: tuple[Structure, Structure], best: _Attempt) -> StructureMismatch:
     """One paragraph: what was expected, where the models part, what to do."""
+    if not best.refinement.agree:
+        parting = structural_difference(structures)
+        text = f"{source.name} and {target.name} do not have the same structure. {parting.sentence}"
+        return StructureMismatch(text, Mismatch(structures, parting))
+    parting = difference_under_colours(best.sides)
+    if parting is not None:
+        text = f"{source.name} and {target.name} are built alike but do not compute the same. {parting.sentence}"
+        return StructureMismatch(text, Mismatch(structures, parting))
     parts = "; ".join(best.assembly.unmatched[:4])
     more = len(best.assembly.unmatched) - 4
     listing = f" Unmatched: {parts}{f'; and {more} more' if more > 0 else ''}." if parts else ""
-    if best.refinement.agree:
-        where = difference_under_colours(best.sides)
-        if where is not None:
-            return f"{source.name} and {target.name} are built alike but do not compute the same. {where}"
-        return (
-            f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
-        )
-    where = structural_difference(structures)
-    return f"{source.name} and {target.name} do not have the same structure. {where}"
+    text = f"{source.name} and {target.name} have one structure, but this probe does not decide everything.{listing}"
+    return StructureMismatch(text, Mismatch(structures, Parting(text)))

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.part import Part
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
-from pyrosys.errors import PlanError, WeightsError
+from pyrosys.errors import InputError, PlanError, WeightsError
 
 __all__ = ["FORMAT", "Plan", "sampled"]
 
@@ -328,6 +328,31 @@ class Plan:
         write_json(pathlib.Path(path), self.to_json())
 
     @staticmethod
+    def from_function(
+        convert: Callable[[dict[str, Tensor]], Mapping[str, Any]], source: Mapping[str, Tensor]
+    ) -> "Plan":
+        """The plan that a conversion script stands for, found by running it on numbered elements.
+
+        Args:
+            convert: from a state dict in the source's layout to one in the target's.
+            source: names, shapes and dtypes of the source; values are not used.
+
+        Raises:
+            PlanError: the script computes new values, or does what it does because of values.
+
+        Example:
+            >>> import torch, pyrosys
+            >>> def script(state):
+            ...     return {"query": state["qkv"][:4].T, "key": state["qkv"][4:8].T}
+            >>> plan = pyrosys.Plan.from_function(script, {"qkv": torch.zeros(12, 5)})
+            >>> print(plan.report().splitlines()[1].strip())
+            query  <-  qkv[:4].T
+        """
+        from pyrosys.adapters.from_function import plan_from_function
+
+        return plan_from_function(convert, source)
+
+    @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":
         """Read a plan that `save` wrote.
 
@@ -406,11 +431,39 @@ class Plan:
                     _check_inside(piece, self.source_spec(piece.source), "source")
             _check_cover(name, self.target[name], list(steps))
 
+    def export(self, form: str, path: str | os.PathLike[str] | None = None, *, config: Any = None) -> str:
+        """The plan as Python text, for where this library is not installed; written to a file when a path is given.
+
+        Args:
+            form: `"python"` for a function `convert(state)` that needs torch only, `"transformers"` for the list of
+                `WeightRenaming` and `WeightConverter` that `transformers` loads such checkpoints with.
+            path: a file to write.
+            config: for `"transformers"`: the target's configuration, from which it reads how many heads to reorder.
+
+        Raises:
+            PlanError: the form cannot express the plan; the message names the tensor.
+        """
+        from pyrosys.adapters import export_python, export_transformers
+
+        if form not in ("python", "transformers"):
+            raise InputError(f"Expected 'python' or 'transformers', found {form!r}.")
+        python = form == "python"
+        text = export_python.to_python(self) if python else export_transformers.to_transformers(self, config)
+        if path is not None:
+            pathlib.Path(path).write_text(text, encoding="utf-8")
+        return text
+
     def report(self) -> str:
         """The plan in words, one line per target tensor, and what is not copied."""
         from pyrosys.adapters.report import report
 
         return report(self)
+
+    def _repr_html_(self) -> str:
+        from pyrosys.adapters.diff import of_plan
+        from pyrosys.adapters.page import fragment
+
+        return fragment(of_plan(self))
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"

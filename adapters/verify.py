@@ -21,7 +21,7 @@ from pyrosys.adapters.certificate import Certificate, Comparison, versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.part import Part, side_of
-from pyrosys.adapters.sides import Side
+from pyrosys.adapters.sides import FROZEN, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import CaptureError, VerificationError
 
@@ -367,8 +367,11 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     left, right = _sides_of(plan, source, target, inputs, target_inputs)
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
     certificate, failed = _certified(plan, left, right, order)
-    changed = [side.freeze_buffers() for side in (left, right)] if failed is not None else []
-    if any(changed):  # they were constants to `match`
+    if failed is not None and any(
+        FROZEN in side.possible() for side in (left, right)
+    ):  # they were constants to `match`
+        for side in (left, right):
+            side.read(frozenset({FROZEN}))
         certificate, failed = _certified(plan, left, right, order)
     if failed is not None:
         c = failed.comparison

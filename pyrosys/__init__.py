@@ -12,8 +12,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, modules, zoo
-    from pyrosys.adapters import Candidates, Certificate, Inputs, Plan, StructureCard, candidates, fingerprint, match
+    from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
+    from pyrosys.adapters import (
+        Candidates,
+        Certificate,
+        Difference,
+        Inputs,
+        Plan,
+        StructureCard,
+        candidates,
+        diff,
+        fingerprint,
+        match,
+    )
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.fetching import fetch, where
@@ -29,6 +40,7 @@ __all__ = [
     "Candidates",
     "Certificate",
     "Checked",
+    "Difference",
     "Found",
     "Inputs",
     "Model",
@@ -41,6 +53,7 @@ __all__ = [
     "StructureMismatch",
     "adapters",
     "candidates",
+    "diff",
     "errors",
     "fetch",
     "find",
@@ -49,7 +62,9 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "losses",
     "match",
+    "metrics",
     "modules",
     "port",
     "publish",
@@ -65,10 +80,12 @@ _NAMES = {
     "pyrosys.adapters": (
         "Candidates",
         "Certificate",
+        "Difference",
         "Inputs",
         "Plan",
         "StructureCard",
         "candidates",
+        "diff",
         "fingerprint",
         "match",
     ),

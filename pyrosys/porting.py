@@ -156,7 +156,11 @@ def port(
 
 
 def state_for(
-    source: nn.Module | StructureCard, weights: Mapping[str, Tensor], prefix: str | None = None
+    source: nn.Module | StructureCard,
+    weights: Mapping[str, Tensor],
+    prefix: str | None = None,
+    *,
+    values: bool = True,
 ) -> dict[str, Tensor]:
     """Check that weights are those of a model, tensor by tensor, and complete them with the second names of tied ones.
 
@@ -167,16 +171,17 @@ def state_for(
         source: The model.
         weights: Tensors by name.
         prefix: What the names have in front of the model's. Default: the one that makes the model complete.
+        values: Whether to look for NaN and infinity, for which all weights are read.
 
     Raises:
         WeightsError: Tensors are missing, unexpected, of another shape or kind, or hold NaN or infinity; or several
             prefixes give complete models.
     """
-    return _read(source, weights, prefix)[0]
+    return _read(source, weights, prefix, values)[0]
 
 
 def _read(
-    source: nn.Module | StructureCard, weights: Mapping[str, Tensor], prefix: str | None
+    source: nn.Module | StructureCard, weights: Mapping[str, Tensor], prefix: str | None, values: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state of a model from a checkpoint, as `state_for` says, and names in the checkpoint that are not of the model."""
     own: dict[str, Tensor] = {}
@@ -215,7 +220,8 @@ def _read(
             state |= {member: tensor for member in members if member in shapes}
         elif not first.startswith(reading.own):  # what a wrapper keeps for itself
             state |= {member: own[member] for member in members}
-    check_finite({key: state[key] for key in groups if key in state})
+    if values:
+        check_finite({key: state[key] for key in groups if key in state})
     rest = sorted(set(weights) - set(reading.names.values()))
     return {key: state[key] for key in shapes if key in state}, rest
 
@@ -256,8 +262,14 @@ def form_of(example: Inputs, inputs: Any) -> Any:
     return example if inputs is None else inputs
 
 
-def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
+def fill(target: nn.Module, state: Mapping[str, Tensor], *, share: bool = False) -> None:
     """Load a complete state into a module: into its tensors, or in place of those on the meta device.
+
+    Args:
+        target: The module.
+        state: A value for each of its tensors.
+        share: Whether the module may keep tensors of the state as its own, where they are as it needs them. They are
+            then in memory once, or stay in the file that they are mapped from.
 
     Raises:
         WeightsError: The state does not fit; the module is unchanged.
@@ -277,9 +289,29 @@ def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"Expected a value for every tensor of {type(target).__name__}, found none {_listing('for', unset)}. "
             "Initialise the target before porting into it."
         )
-    if on_meta:
-        state = {name: tensor.to(own[name].dtype).clone() for name, tensor in state.items()}
-    target.load_state_dict(state, assign=on_meta)
+    if on_meta or share:
+        state = _own_tensors(target, state, share)
+    target.load_state_dict(state, assign=on_meta or share)
+
+
+def _own_tensors(target: nn.Module, state: Mapping[str, Tensor], share: bool) -> dict[str, Tensor]:
+    """The tensors of a state for a module to keep: of its types, laid out plainly, no two in the same memory but tied ones."""
+    found: dict[str, Tensor] = {}
+    kept: dict[int, Tensor] = {}  # by the tensor of the module that is replaced
+    places = {name: tensor for name, tensor in target.state_dict(keep_vars=True).items() if name in state}
+    end = 0
+    for name in sorted(places, key=lambda name: state[name].data_ptr()):
+        place = places[name]
+        if id(place) not in kept:
+            tensor = state[name].detach().to(place.dtype)
+            if not share or not tensor.is_contiguous() or tensor.data_ptr() < end:
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            else:
+                end = max(end, state[name].data_ptr() + state[name].nbytes)
+            is_parameter = isinstance(place, nn.Parameter)
+            kept[id(place)] = nn.Parameter(tensor, place.requires_grad) if is_parameter else tensor
+        found[name] = kept[id(place)]
+    return found
 
 
 def _up_to(card: StructureCard, target: ModuleSide) -> StructureCard:

@@ -22,7 +22,7 @@ from pyrosys.hub.safetensors_file import SafetensorsFile, write_safetensors
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 from pyrosys.hub.tensor_bytes import describe
 
-__all__ = ["check_finite", "find_state", "read_weights", "write_weights"]
+__all__ = ["check_finite", "find_state", "read_weights", "shapes_of", "write_weights"]
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -61,6 +61,13 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False, within: str | 
             "Pass allow_pickle=True, or use a safetensors file."
         )
     return find_state(_load_pickle(path), path, within)
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, from the headers of files where they are not read yet."""
+    if isinstance(weights, (SafetensorsFile, _ShardedFiles)):
+        return weights.shapes
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -106,6 +113,7 @@ class _ShardedFiles(Mapping[str, Tensor]):
                 if shards.get(name) != shard:
                     raise WeightsError(f"Found {name!r} in {shard}, which {index} does not list there.")
         self._files = {name: files[shard] for name, shard in shards.items()}
+        self.shapes = {name: files[shard].shapes[name] for name, shard in shards.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name][name]
