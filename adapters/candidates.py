@@ -83,11 +83,15 @@ class Candidates:
     settled: Candidate | None
     question: Question | None
 
+    @property
+    def count(self) -> str:
+        """How many layouts there are, in words."""
+        return f"{len(self.ranked)}{'' if self.exhaustive else ' or more'} layout{'s' * (len(self.ranked) != 1)}"
+
     def report(self) -> str:
         """The outcome, what the best candidates have in common and where they differ."""
-        count = f"{len(self.ranked)}{'' if self.exhaustive else ' or more'} layout{'s' * (len(self.ranked) != 1)}"
         state = "Settled by the expected outputs, among" if self.settled else "Undetermined: shapes allow"
-        lines = [f"{state} {count}"]
+        lines = [f"{state} {self.count}"]
         best = self.ranked[:_SHOWN] if self.settled is None else (self.settled,)
         for family in best[0].layout:
             words = list(dict.fromkeys(c.layout[family] for c in best))
@@ -135,7 +139,7 @@ def candidates(
     ranked = [Candidate(a.plan, a.score, a.layout) for a in found]
     if expected is None:
         return Candidates(tuple(ranked), exhaustive, None, _question(side, reading, ranked[:_SHOWN]))
-    wanted = [expected] if isinstance(expected, Tensor) else list(expected)
+    wanted = [e.detach() for e in ([expected] if isinstance(expected, Tensor) else expected)]
     tested: list[Candidate] = []
     fitting: list[Candidate] = []
     last = len(ranked)

@@ -352,8 +352,8 @@ def _settled(
     if found.settled is None or found.settled.plan.certificate is None:
         raise StructureMismatch(
             "Expected a source for the checkpoint, a module or a structure card, found none; shapes and values do not decide "
-            f"how its tensors go into {type(target).__name__}. Pass a source, or the original's outputs as expected.\n"
-            f"{found.report()}"
+            f"how its tensors go into {type(target).__name__}: they allow {found.count}. Pass a source, or outputs of the original "
+            f"as expected. What would settle it: {found.question or 'any of its outputs'}. pyrosys.candidates ranks the layouts."
         )
     plan = found.settled.plan
     check_finite(weights)
