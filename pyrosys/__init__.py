@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
+    from pyrosys import adapters, analysis, errors, hub, losses, metrics, modules, zoo
     from pyrosys.adapters import (
         Candidates,
         Certificate,
@@ -52,6 +52,7 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "analysis",
     "candidates",
     "diff",
     "errors",

@@ -39,6 +39,8 @@ COMMANDS = (
     "find",
     "catalogue",
     "prepare",
+    "train",
+    "analyse",
     "demo",
 )
 
