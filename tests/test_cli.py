@@ -406,6 +406,45 @@ def test_diff_without_inputs_exits_with_2(implementations: Path, capsys: pytest.
     assert "--inputs" in fail(capsys, "diff", "implementations:Theirs", "implementations:Ours")
 
 
+def test_port_of_a_part(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    module.Classifier = lambda: nn.Sequential(module.Ours(), nn.Linear(3, 2))
+    arguments = (*PORT, "--target", "implementations:Classifier", "--output")
+    fail(capsys, *arguments, "whole")
+    assert not (implementations / "whole").exists()
+    assert "part of the models only: Theirs; Sequential (0)" in read(capsys, *arguments, "part", "--part")
+    read(capsys, *arguments, "named", "--target-part", "0")
+    for name in ("part", "named"):
+        plan = pyrosys.Plan.load(implementations / name / "plan.json")
+        assert plan.unreached == ("1.weight", "1.bias")
+
+
+def test_port_without_a_source(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    theirs, x = module.Theirs(), torch.randn(2, 3, 4)
+    theirs.load_state_dict(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
+    module.given, module.expected = (lambda: (x,)), (lambda: theirs(x))
+    arguments = ("port", "theirs.safetensors", "--target", "implementations:Ours", "--inputs", "implementations:given")
+    assert "What would settle it" in fail(capsys, *arguments, "--output", "ours")
+    assert not (implementations / "ours").exists()
+    read(capsys, *arguments, "--expected", "implementations:expected", "--output", "ours")
+    ours = module.Ours()
+    ours.load_state_dict(pyrosys.hub.read_weights(implementations / "ours"))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_port_reads_the_names_that_it_is_told(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    plain, averaged = module.Theirs().state_dict(), module.Theirs().state_dict()
+    both = plain | {f"ema.{name}": tensor for name, tensor in averaged.items()}
+    pyrosys.hub.write_weights(implementations / "theirs.safetensors", both)
+    arguments = (*PORT, "--target", "implementations:Ours", "--output", "ours")
+    assert "--prefix" in fail(capsys, *arguments)
+    read(capsys, *arguments, "--prefix", "ema.")
+    found = pyrosys.hub.read_weights(implementations / "ours")
+    assert torch.equal(found["output.weight"], averaged["out.weight"])
+
+
 def test_port_that_is_refused_writes_nothing(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PORT, "--target", "implementations:Other", "--output", "other"]) == 2
     assert capsys.readouterr().err.startswith("pyrosys: ")
