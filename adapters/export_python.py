@@ -162,7 +162,7 @@ class _Module:
                 continue
             axis = sum(other not in dropped for other in range(d))
             call = "torch.stack" if stacked else "torch.cat"
-            return _listed(call, [part for part in parts if part is not None], axis)
+            return _listed(call, [part for part in parts if part is not None], axis, top=top)
         return None
 
     def _leaf(self, piece: Piece, step: Step, shape: tuple[int, ...], *, own: bool) -> Line:
@@ -278,16 +278,19 @@ def _raise(key: str, what: str) -> Line:
     return [*code("\n    raise ValueError("), *name(f"{key!r} {what}."), *code(")")]
 
 
-def _listed(call: str, parts: list[Line], axis: int) -> Line:
-    """A call that joins parts; parts that differ in running numbers only are a loop."""
+def _listed(call: str, parts: list[Line], axis: int, *, top: bool) -> Line:
+    """A call that joins parts; parts that differ in running numbers only are a loop; at the top, long ones have many lines."""
     end = f", dim={axis})" if axis else ")"
     line = fold(parts, "n") if len(parts) > 2 else None
-    if line is not None:
-        return [*code(f"{call}(["), *line, *code(f" for n in range({len(parts)})]"), *code(end)]
-    plain = [*code(f"{call}(["), *_joined(parts), *code("]"), *code(end)]
-    if len(render(plain)) <= _WIDE:
+    loop = code(f" for n in range({len(parts)})")
+    inside = _joined(parts) if line is None else [*line, *loop]
+    plain = [*code(f"{call}(["), *inside, *code("]"), *code(end)]
+    if not top or len(render(plain)) <= _WIDE:
         return plain
-    inner = [token for part in parts for token in [*code("\n        "), *part, *code(",")]]
+    gap = code("\n        ")
+    inner = [token for part in parts for token in (*gap, *part, *code(","))]
+    if line is not None:
+        inner = [*gap, *line, *gap, *code(f"for n in range({len(parts)})")]
     return [*code(f"{call}(\n    ["), *inner, *code("\n    ]"), *code(f",\n    dim={axis},\n)" if axis else "\n)")]
 
 

@@ -175,6 +175,7 @@ class _Solver:
     def __init__(self, plan: "Plan", config: Any):
         self.plan = plan
         self.config = config
+        self.state = _Numbered(plan)
         self.known: dict[str, tuple[bool, tuple[Operation, ...]]] = {}
 
     def solved(self) -> list[Group]:
@@ -238,7 +239,7 @@ class _Solver:
         ):
             patterns = _starred(sources) if written else tuple(sources)
             group = Group(patterns, tuple(targets), tuple(sources), operations)
-            if _gives(plan, [*_exact(group)], group.members, group.targets, self.config):
+            if _gives(plan, _exact(group), self.state, group.members, group.targets, self.config):
                 self.known[signature] = written, operations
                 return group
         more = (
@@ -481,26 +482,33 @@ def _ordered(rules: list[Rule], pairs: list[Pair]) -> list[Rule]:
 def _wrong(plan: "Plan", rules: list[Rule], config: Any) -> str | None:
     """A target tensor that rules do not make as the plan does; None if there is none."""
     found: Counter[str] = Counter()
-    for name, value in _converted(plan, rules, plan.source, config):
+    state = _Numbered(plan)
+    for name, value in _converted(plan, rules, state, plan.source, config):
         found[name] += 1
-        if name in plan.pieces and not _equal(plan, name, value):
+        if name in plan.pieces and not _equal(plan, name, value, state):
             return name
         if name in plan.target and name not in plan.pieces and name not in plan.target_ties:
             return name
     return next((n for n in plan.pieces if found[n] != 1), None)
 
 
-def _gives(plan: "Plan", rules: list[Rule], sources: Sequence[str], targets: Sequence[str], config: Any) -> bool:
+def _gives(
+    plan: "Plan", rules: list[Rule], state: "_Numbered", sources: Sequence[str], targets: Sequence[str], config: Any
+) -> bool:
     """Whether rules make these targets of these sources."""
     try:
-        made = dict(_converted(plan, rules, sources, config))
+        made = dict(_converted(plan, rules, state, sources, config))
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
         return False  # the operations do not take such tensors
-    return made.keys() == set(targets) and all(_equal(plan, n, v) for n, v in made.items())
+    return made.keys() == set(targets) and all(_equal(plan, n, v, state) for n, v in made.items())
 
 
-def _equal(plan: "Plan", name: str, value: Tensor) -> bool:
-    return torch.equal(value, plan.tensor(name, _Numbered(plan)))
+def _equal(plan: "Plan", name: str, value: Tensor, state: "_Numbered") -> bool:
+    """Whether a tensor made of numbered sources holds the elements that the plan puts there."""
+    wanted = torch.empty(plan.target[name].shape, dtype=value.dtype)
+    for piece in plan.pieces[name]:
+        piece.run(wanted, state[piece.source or ""])
+    return torch.equal(value, wanted)
 
 
 class _Numbered(Mapping[str, Tensor]):
@@ -522,14 +530,15 @@ class _Numbered(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def _converted(plan: "Plan", rules: list[Rule], sources: Iterable[str], config: Any) -> Iterator[tuple[str, Tensor]]:
+def _converted(
+    plan: "Plan", rules: list[Rule], state: "_Numbered", sources: Iterable[str], config: Any
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the library would load, by its name in the target, from numbered sources."""
     library = _library()
     entries = [_made(rule) for rule in rules]
     renamings = [e for e in entries if isinstance(e, library.WeightRenaming)]
     converters = [e for e in entries if isinstance(e, library.WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    state = _Numbered(plan)
     waiting: dict[str, Any] = {}
     for key in sorted(sources, key=library.dot_natural_key):
         renamed, pattern = library.rename_source_key(key, renamings, converters)
