@@ -169,7 +169,7 @@ class _Module:
         """The expression of one piece in a given shape; `own` gives it memory of its own if it is a part of another tensor."""
         if piece.source is None or step.source is None:
             self.helpers.add("precision")
-            dtype = f"torch.promote_types(torch.{self.plan.target[piece.target].dtype}, precision)"
+            dtype = f"torch.promote_types({_dtype(self.plan.target[piece.target].dtype)}, precision)"
             return [*code(f"torch.full({_tuple(shape)}, "), *verbatim(f"{_number(piece.shift)}, dtype={dtype})")]
         line = [*self._read(piece.source), *code(f"{step.source}{step.reorder}")]
         if tuple(step.source.sizes[i] for i in step.order) != shape:
@@ -302,6 +302,13 @@ def _tuple(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
+def _dtype(name: str) -> str:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise PlanError(f"Expected the name of a dtype of torch in the plan, found {name!r}.")
+    return str(found)
+
+
 def _number(value: float) -> str:
     value = float(value)
     return repr(value) if math.isfinite(value) else f'float("{value}")'
@@ -319,6 +326,8 @@ def _constant(tensor: Tensor) -> str:
 
 def _call(node: fx.Node, names: dict[fx.Node, str]) -> str:
     arguments = [_argument(a, names) for a in args_of(node)]
+    if not all(key.isidentifier() for key in node.kwargs):
+        raise PlanError(f"Expected names of arguments of {node.target} in the plan, found {', '.join(node.kwargs)}.")
     arguments += [f"{key}={_argument(value, names)}" for key, value in node.kwargs.items()]
     target = str(node.target)
     if target.startswith("aten."):

@@ -169,6 +169,13 @@ def _refusal(target: str, why: str) -> PlanError:
     )
 
 
+def _check_names(target: str, names: Iterable[str]) -> None:
+    """Refuse names that would not stand for themselves in a pattern."""
+    for name in names:
+        if not _PLAIN.fullmatch(name):
+            raise _refusal(target, f"the name {name!r} has characters that mean something in a pattern")
+
+
 class _Solver:
     """Finds the groups of a plan and the operations of each."""
 
@@ -218,9 +225,7 @@ class _Solver:
                 raise _refusal(target, f"it is computed from {', '.join(self.plan.reads(piece))}")
             if piece.scale != 1.0 or piece.shift != 0.0:
                 raise _refusal(target, f"it is {piece.source!r} times {piece.scale:g} plus {piece.shift:g}")
-        for name in (target, *(p.source or "" for p in self.plan.pieces[target])):
-            if not _PLAIN.fullmatch(name):
-                raise _refusal(target, f"the name {name!r} has characters that mean something in a pattern")
+        _check_names(target, (target, *(p.source or "" for p in self.plan.pieces[target])))
 
     def _solve(self, sources: list[str], targets: list[str]) -> Group:
         plan = self.plan
@@ -448,7 +453,10 @@ def _strays(plan: "Plan", groups: list[Group]) -> list[Pair]:
     """New names for source tensors that the plan does not use and that would be taken for a target's by their name."""
     used = {name for group in groups for name in group.members}
     ties = plan.source_ties.keys() | plan.target_ties.keys()
-    return [(n, f"unused.{n}") for n in plan.source if n in plan.target and n not in used and n not in ties]
+    found = [n for n in plan.source if n in plan.target and n not in used and n not in ties]
+    for name in found:
+        _check_names(name, [name])
+    return [(name, f"unused.{name}") for name in found]
 
 
 def _ordered(rules: list[Rule], pairs: list[Pair]) -> list[Rule]:
