@@ -39,7 +39,7 @@ from pyrosys.adapters.operations import (
 from pyrosys.adapters.structure import DECORATIONS, Place, Structure
 from pyrosys.errors import CaptureError
 
-__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix"]
+__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix", "spread_for"]
 
 aten = torch.ops.aten
 _HASH_BITS = 42
@@ -113,6 +113,14 @@ def deepen(sketch: Tensor, *parts: Any) -> Tensor:
     whole = sketch.to(torch.int64)
     depth = (whole >> _HASH_BITS) + 1
     return ((depth << _HASH_BITS) | (mix(whole, *parts) & _MASK)).to(torch.float64)
+
+
+def spread_for(structures: tuple[Structure, ...]) -> float:
+    """What sums over features are divided by in models that are compared.
+
+    Sums of many terms of either sign are kept where activations do not saturate, or rounding would grow with the depth.
+    """
+    return max(12.0, 0.6 * max(s.widest for s in structures) ** 0.5)
 
 
 @dataclasses.dataclass

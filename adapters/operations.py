@@ -35,6 +35,8 @@ _LAYOUT = {
     "unsafe_split_with_sizes", "copy", "view_copy", "expand_copy", "permute_copy", "_conj", "resolve_conj", "_to_copy",
 }  # fmt: skip
 
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+
 _ALONG = {
     "sum", "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "linalg_vector_norm", "norm",
     "max", "min", "median", "_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
@@ -94,7 +96,12 @@ def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     def read(argument: Any) -> Any:
         return lookup(argument) if isinstance(argument, fx.Node) else widest(argument)
 
-    return target_of(node)(*map_leaves(read, node.args), **map_leaves(read, node.kwargs))
+    return _callable(node)(*map_leaves(read, node.args), **map_leaves(read, node.kwargs))
+
+
+def _callable(node: fx.Node) -> Any:
+    """The operation, on values that may lie in memory in another way than when it was recorded."""
+    return aten.reshape.default if node.target in _VIEWS else target_of(node)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -164,7 +171,7 @@ def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
         return aten.constant_pad_nd.default(lookup(args_of(node)[0]), args_of(node)[1], 0)
     args = map_arg(args_of(node), lookup)
     kwargs = map_arg(node.kwargs, lookup)
-    return target_of(node)(*args, **kwargs)
+    return _callable(node)(*args, **kwargs)
 
 
 def _accumulates(node: fx.Node) -> bool:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from pyrosys.adapters.capture import Inputs, as_inputs
+from pyrosys.adapters.capture import as_inputs
 from pyrosys.adapters.certificate import Certificate, Comparison, versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.outputs import align_outputs
-from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.part import Part, side_of
+from pyrosys.adapters.sides import FROZEN, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import CaptureError, VerificationError
 
@@ -363,20 +364,14 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     """`Plan.verify` for modules and probes that were not those of `match`."""
     if not isinstance(source, nn.Module) or not isinstance(target, nn.Module):
         raise VerificationError("Expected two modules to verify a plan on; a card or a name cannot be run here.")
-    given = inputs if inputs is not None else getattr(source, "example_input_array", None)
-    if given is None:
-        raise VerificationError(
-            "A plan read from a file holds no probes. Pass inputs: plan.verify(source, target, inputs)."
-        )
-    probes: list[Inputs] = as_inputs(given)
-    others = as_inputs(target_inputs) if target_inputs is not None else probes
-    left, right = (
-        ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
-    )
+    left, right = _sides_of(plan, source, target, inputs, target_inputs)
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
     certificate, failed = _certified(plan, left, right, order)
-    changed = [side.freeze_buffers() for side in (left, right)] if failed is not None else []
-    if any(changed):  # they were constants to `match`
+    if failed is not None and any(
+        FROZEN in side.possible() for side in (left, right)
+    ):  # they were constants to `match`
+        for side in (left, right):
+            side.read(frozenset({FROZEN}))
         certificate, failed = _certified(plan, left, right, order)
     if failed is not None:
         c = failed.comparison
@@ -387,10 +382,29 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     return certificate
 
 
-def _certified(
-    plan: "Plan", left: ModuleSide, right: ModuleSide, order: Tensor | None
-) -> tuple[Certificate, Outcome | None]:
+def _sides_of(plan: "Plan", source: nn.Module, target: nn.Module, inputs: Any, target_inputs: Any) -> tuple[Side, Side]:
+    """What the plan is about, on the inputs given or on those that it was made with."""
+    from pyrosys.adapters.search import Whole, sides_of
+
+    parts = plan.parts or (Part(), Part())
+    if inputs is None and plan.probes is not None:  # for submodules on their own, already what these take
+        (a, b), (p, q), (s, t) = parts, plan.probes, plan.selectors
+        return side_of(source, list(p), a, s), side_of(target, list(q), b, t)
+    given = inputs if inputs is not None else getattr(source, "example_input_array", None)
+    if given is None:
+        raise VerificationError(
+            "A plan read from a file holds no probes. Pass inputs: plan.verify(source, target, inputs)."
+        )
+    probes = as_inputs(given)
+    others = as_inputs(target_inputs) if target_inputs is not None else probes
+    left, right = Whole(source, probes, plan.selectors[0]), Whole(target, others, plan.selectors[1])
+    return sides_of(left, right, parts)
+
+
+def _certified(plan: "Plan", left: Side, right: Side, order: Tensor | None) -> tuple[Certificate, Outcome | None]:
     structures = Structure(left.capture()), Structure(right.capture())
     align_outputs(left, right, structures)
     certificate, failed, _ = certify(plan, left, right, structures, tolerance=None, order=order)
+    if plan.parts is not None:
+        certificate = dataclasses.replace(certificate, compared=f"{left.name}; {right.name}")
     return certificate, failed

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, modules, zoo
+    from pyrosys import adapters, analysis, errors, hub, losses, metrics, modules, zoo
     from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
@@ -40,6 +40,7 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "analysis",
     "diff",
     "errors",
     "fetch",
@@ -49,7 +50,9 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "losses",
     "match",
+    "metrics",
     "modules",
     "port",
     "publish",

@@ -9,6 +9,7 @@ PyrosysError
 ├── PublishError
 ├── SourceError
 ├── StructureMismatch
+├── TrainingError
 ├── VerificationError
 └── WeightsError
     └── IntegrityError
@@ -25,6 +26,8 @@ Example:
     Expected a sequence of at least 1 residue, found none. Pass one-letter residue codes.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "CaptureError",
     "InputError",
@@ -35,6 +38,7 @@ __all__ = [
     "PyrosysError",
     "SourceError",
     "StructureMismatch",
+    "TrainingError",
     "VerificationError",
     "WeightsError",
 ]
@@ -54,6 +58,14 @@ class InputError(PyrosysError, ValueError):
 
 class MissingExtra(PyrosysError, ImportError):
     """An optional dependency is needed and not installed; the message names the extra to install."""
+
+    @classmethod
+    def needed(cls, extra: str, error: ModuleNotFoundError) -> MissingExtra:
+        """The error to raise when an import that an extra provides has failed."""
+        return cls(
+            f"Expected what pyrosys[{extra}] installs, found no module {error.name!r}. "
+            f"Run: pip install 'pyrosys[{extra}]'"
+        )
 
 
 class PlanError(PyrosysError):
@@ -78,6 +90,10 @@ class StructureMismatch(PyrosysError):
     def __init__(self, message: str, found: object = None):
         super().__init__(message)
         self.found = found
+
+
+class TrainingError(PyrosysError):
+    """Training cannot go on: the loss is not finite, or a worker failed."""
 
 
 class VerificationError(PyrosysError):

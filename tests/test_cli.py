@@ -35,6 +35,12 @@ COMMANDS = (
     "fetch",
     "where",
     "verify",
+    "publish",
+    "find",
+    "catalogue",
+    "prepare",
+    "train",
+    "analyse",
     "demo",
 )
 

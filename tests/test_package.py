@@ -11,6 +11,7 @@ import pytest
 import pyrosys
 
 ROOT = Path(__file__).parents[1]
+EXTRAS = {"mlflow", "peft", "ray"}  # not what Lightning imports where it is installed, such as torchmetrics
 HEAVY = {"biotite", "huggingface_hub", "jaxtyping", "networkx", "numpy", "pytorch_lightning", "safetensors", "torch"}
 
 
@@ -34,6 +35,37 @@ def test_import_needs_the_standard_library_only() -> None:
 def test_errors_load_nothing_heavy() -> None:
     script = "import sys, pyrosys; pyrosys.PyrosysError; print(*sys.modules)"
     assert not HEAVY & set(in_fresh_python("-c", script).stdout.split())
+
+
+def test_using_a_model_loads_nothing_of_training_and_analysis() -> None:
+    script = """
+import sys, pyrosys
+from pyrosys.zoo.esm import ESM, ESMConfig
+model = ESM(ESMConfig(layers=1, width=16, heads=2)).eval()
+model.embed(["MKTAYI"])
+pyrosys.fingerprint(model)
+print(*sys.modules)
+"""
+    loaded = set(in_fresh_python("-c", script).stdout.split())
+    assert not EXTRAS & loaded
+    assert not {f"pyrosys.{name}" for name in ("analysis", "losses", "metrics", "training")} & loaded
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "extra"), [("metrics", "torchmetrics", "train"), ("analysis", "mlflow", "analysis")]
+)
+def test_what_an_extra_is_missing_for_is_explained(package: str, module: str, extra: str) -> None:
+    script = f"""
+import sys, pyrosys
+sys.modules[{module!r}] = None  # as if it were not installed
+try:
+    pyrosys.{package}
+except pyrosys.errors.MissingExtra as error:
+    print(error)
+"""
+    message = in_fresh_python("-c", script).stdout
+    assert f"found no module {module!r}" in message
+    assert f"pip install 'pyrosys[{extra}]'" in message
 
 
 @pytest.mark.parametrize("name", pyrosys.__all__)

@@ -7,7 +7,6 @@ import re
 import textwrap
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,9 +113,10 @@ def _embed(options: argparse.Namespace) -> None:
     """
     import numpy as np
 
+    from pyrosys.fasta import read_fasta
     from pyrosys.language import MaskedLanguageModel
 
-    names = [name for name, _ in _read_fasta(options.fasta)]
+    names = [name for name, _ in read_fasta(options.fasta)]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(
@@ -124,7 +124,7 @@ def _embed(options: argparse.Namespace) -> None:
             "Rename one."
         )
     model = _load_model(options, MaskedLanguageModel, "embeds sequences")
-    sequences = (sequence for _, sequence in _read_fasta(options.fasta))
+    sequences = (sequence for _, sequence in read_fasta(options.fasta))
     embeddings = model.embed(sequences, layer=options.layer, pool=options.pool, batch_tokens=options.batch_tokens)
     with replacing(options.output) as path, zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, embedding in zip(names, embeddings, strict=True):
@@ -168,6 +168,7 @@ def _score(options: argparse.Namespace) -> None:
     A model of inverse folding gives the mean log-probability per residue of a sequence on the backbone in a PDB or
     mmCIF file, and its perplexity.
     """
+    from pyrosys.fasta import read_fasta
     from pyrosys.inverse_folding import InverseFolding
     from pyrosys.language import MaskedLanguageModel
     from pyrosys.structure import read_structure
@@ -176,13 +177,13 @@ def _score(options: argparse.Namespace) -> None:
     if isinstance(model, InverseFolding):
         _refuse(options, "mutations", "method")
         structure = read_structure(options.input)
-        named = _read_fasta(options.sequences) if options.sequences else [(structure.name, structure.sequence)]
+        named = read_fasta(options.sequences) if options.sequences else [(structure.name, structure.sequence)]
         choices = _given(options, "chains", "fixed", "samples", "seed")
         rows = [_describe(name, model.score(structure, sequence, **choices)) for name, sequence in named]
     else:
         _refuse(options, "sequences", "chains", "fixed", "samples", "seed")
         rows = []
-        for name, sequence in _read_fasta(options.input):
+        for name, sequence in read_fasta(options.input):
             if options.mutations is None:
                 rows.append({"name": name, "pseudo_perplexity": model.pseudo_perplexity(sequence)})
             else:
@@ -318,25 +319,6 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
             f"Expected no --{name} for {options.name}, found one. `pyrosys score --help` tells which options go with "
             "which kind of model."
         )
-
-
-def _read_fasta(path: Path) -> Iterator[tuple[str, str]]:
-    """Read names, the first words of the headers, and sequences, one after the other."""
-    from biotite import InvalidFileError
-    from biotite.sequence.io.fasta import FastaFile
-
-    found = False
-    try:
-        for header, sequence in FastaFile.read_iter(str(path)):
-            found = True
-            name = header.partition(" ")[0]
-            if not name:
-                raise InputError(f"Expected a name after each > in {path}, found none. Give each sequence one.")
-            yield name, sequence
-    except (InvalidFileError, UnicodeDecodeError, FileNotFoundError) as error:
-        raise InputError(f"Expected a FASTA file at {path}, found: {error}. Check the path.") from error
-    if not found:
-        raise InputError(f"Expected sequences in {path}, each under a line that begins with >, found none.")
 
 
 def _describe(name: str, score: Score) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 objects/<sha256><suffix>    the files; the digest was checked before a file got its name
 index/<address key>.json    the digest and size that an address had when it was fetched
 digests/<path key>.json     digests that files were found to have, here or elsewhere, valid until the file changes
+passed/<name>               checks that need not be made again
 partial/, locks/            downloads under way
 ```
 
@@ -134,6 +135,15 @@ class Cache:
 
     def _marker(self, path: Path) -> Path:
         return self.root / "digests" / f"{_key(str(path))}.json"
+
+    def has_noted(self, name: str) -> bool:
+        """Whether a check of this name was noted as passed."""
+        return (self.root / "passed" / name).exists()
+
+    def note(self, name: str) -> None:
+        """Note that a check has been passed; its name has to say all that its result depends on."""
+        with suppress(OSError):  # where the cache cannot be written, everything is checked every time
+            (self._folder("passed") / name).touch()
 
     @property
     def objects(self) -> list[Path]:

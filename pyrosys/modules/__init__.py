@@ -10,7 +10,7 @@ from pyrosys.modules.embedding import TokenEmbedding
 from pyrosys.modules.feed_forward import FeedForward
 from pyrosys.modules.geometry import AlphaCarbonGeometry, BackboneGeometry
 from pyrosys.modules.graph import EdgeEmbedding, GraphBlock, Message, NodeUpdate
-from pyrosys.modules.head import ContactHead, LanguageModelHead
+from pyrosys.modules.head import ContactHead, LanguageModelHead, PropertyHead
 from pyrosys.modules.position import LearnedPosition, RotaryPosition
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Message",
     "NodeUpdate",
     "PreNormBlock",
+    "PropertyHead",
     "RotaryPosition",
     "TokenEmbedding",
 ]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["ContactHead", "LanguageModelHead", "average_product_correction"]
+__all__ = ["ContactHead", "LanguageModelHead", "PropertyHead", "average_product_correction"]
 
 
 class LanguageModelHead(nn.Module):
@@ -61,6 +61,32 @@ class ContactHead(nn.Module):
         """Predict the probability that two residues are in contact."""
         features = average_product_correction(maps + maps.mT)
         return self.regression(features.movedim(1, -1)).squeeze(-1).sigmoid()
+
+
+class PropertyHead(nn.Module):
+    """Features to numbers or logits of classes, in one linear layer or two.
+
+    Args:
+        width: Features per token or protein.
+        outputs: How many numbers to predict of each.
+        hidden: Features of a layer in between, with a GELU.
+        dropout: Probability of dropout on what goes in.
+
+    Example:
+        >>> PropertyHead(16, 3, hidden=8)(torch.randn(2, 9, 16)).shape
+        torch.Size([2, 9, 3])
+    """
+
+    def __init__(self, width: int, outputs: int, *, hidden: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(width, hidden) if hidden else None
+        self.output = nn.Linear(hidden or width, outputs)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch outputs"]:
+        """Predict the properties of each."""
+        x = self.dropout(x)
+        return self.output(x if self.hidden is None else F.gelu(self.hidden(x)))
 
 
 def average_product_correction(maps: Float[Tensor, "*batch length length"]) -> Float[Tensor, "*batch length length"]:
