@@ -3,8 +3,20 @@
 from pyrosys.adapters.capture import Inputs
 from pyrosys.adapters.card import StructureCard
 from pyrosys.adapters.certificate import Certificate, Comparison
+from pyrosys.adapters.diff import Difference, diff
 from pyrosys.adapters.fingerprint import Fingerprint, fingerprint
 from pyrosys.adapters.match import match
 from pyrosys.adapters.plan import Plan
 
-__all__ = ["Certificate", "Comparison", "Fingerprint", "Inputs", "Plan", "StructureCard", "fingerprint", "match"]
+__all__ = [
+    "Certificate",
+    "Comparison",
+    "Difference",
+    "Fingerprint",
+    "Inputs",
+    "Plan",
+    "StructureCard",
+    "diff",
+    "fingerprint",
+    "match",
+]

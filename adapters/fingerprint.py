@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from pyrosys.adapters.capture import OutputSelector, as_inputs, capture
+from pyrosys.adapters.capture import Capture, OutputSelector, as_inputs, capture
 from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import InputError
 
-__all__ = ["VERSION", "Fingerprint", "fingerprint", "upstream"]
+__all__ = ["NOTHING", "VERSION", "Fingerprint", "cuts", "fingerprint", "keys", "of_outputs", "upstream"]
 
 VERSION = "psf1"
 
@@ -91,10 +91,33 @@ def of_structure(structure: Structure) -> Fingerprint:
     return Fingerprint(whole, parts)
 
 
+def of_outputs(captured: Capture) -> list[str]:
+    """Fingerprints of a captured model as if it had one of its outputs only, for each that differs from the whole."""
+    prints: list[str] = []
+    if len(captured.outputs) > 1:
+        for output in captured.outputs:
+            structure = Structure(captured)
+            structure.restrict([output])
+            prints.append(_whole(structure, structure.nodes, [output]))
+    return list(dict.fromkeys(prints))
+
+
+def cuts(captured: Capture) -> dict[fx.Node, str]:
+    """For every node, the fingerprint that the model would have if it ended there: where a trunk without its head fits."""
+    structure = Structure(captured)
+    reads = _reads(structure, structure.nodes)
+    return {
+        node: _fingerprint([reads.get(node, frozenset())]) for node in structure.nodes if node not in structure.pure
+    }
+
+
 def _whole(structure: Structure, nodes: list[fx.Node], exits: Iterable[fx.Node]) -> str:
     reads = _reads(structure, nodes)
-    ends = sorted({_digest("exit", *sorted(reads.get(n, frozenset()))) for n in exits if n not in structure.pure})
-    return f"{VERSION}:{_digest('model', *ends)}"
+    return _fingerprint(reads.get(n, frozenset()) for n in exits if n not in structure.pure)
+
+
+def _fingerprint(ends: Iterable[frozenset[str]]) -> str:
+    return f"{VERSION}:{_digest('model', *sorted({_digest('exit', *sorted(reads)) for reads in ends}))}"
 
 
 def upstream(structure: Structure) -> dict[Place, str]:
@@ -103,8 +126,19 @@ def upstream(structure: Structure) -> dict[Place, str]:
     return {p: "+".join(sorted(reads[p.node])) for p in structure.places if p.kind != "elements"}
 
 
-def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
-    """For every node, the hashes of the parametrised operations whose results it reads without another in between."""
+def keys(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
+    """For every node, a key of each parametrised operation whose result it reads without another in between.
+
+    A key depends on what the operation depends on, and on nothing beside or behind it, so that it is the same in a part of a
+    model and in the whole.
+    """
+    return _keys(structure, nodes)[0]
+
+
+def _keys(
+    structure: Structure, nodes: list[fx.Node]
+) -> tuple[dict[fx.Node, frozenset[str]], dict[fx.Node, tuple[str, int]], dict[str, int]]:
+    """Keys that each node reads, key and width of each operation, and joint widths of operations of one key."""
     inside = set(nodes)
     sizes: dict[str, int] = {}
     wide: dict[fx.Node, tuple[str, int]] = {}
@@ -129,7 +163,13 @@ def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozense
         sizes[key] = sizes.get(key, 0) + features
         wide[node] = (key, features)
         reads[node] = frozenset({key})
-    # A second pass names each operation by the joint width of all that read the same things.
+    return reads, wide, sizes
+
+
+def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
+    """As `keys`, with each operation named by the joint width of all that read the same things."""
+    inside = set(nodes)
+    _, wide, sizes = _keys(structure, nodes)
     names: dict[str, str] = {}
     final: dict[fx.Node, frozenset[str]] = {}
     for node in nodes:
@@ -148,3 +188,7 @@ def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozense
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256("|".join(str(p) for p in parts).encode()).hexdigest()
+
+
+NOTHING = frozenset((_fingerprint([]), _fingerprint([frozenset()])))
+"""Fingerprints of whatever has no matrix and no table: all norms and activations are alike."""

@@ -1,5 +1,6 @@
 """Say where two models part: the first paired place whose values differ, or the first whose upstream structure differs."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +18,70 @@ from pyrosys.adapters.sides import Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import PyrosysError
 
-__all__ = ["difference_under_colours", "difference_under_plan", "structural_difference"]
+__all__ = [
+    "Mismatch",
+    "Moment",
+    "Parting",
+    "difference_under_colours",
+    "difference_under_plan",
+    "operation",
+    "region",
+    "region_nodes",
+    "structural_difference",
+    "where",
+]
 
 _CLOSE = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A value of one model.
+
+    Attributes:
+        scope: module that computes it.
+        operation: what computes it, with its plain numbers.
+        shape: of the value.
+        mean, deviation, largest: of its elements; the largest by magnitude.
+    """
+
+    scope: str
+    operation: str
+    shape: tuple[int, ...]
+    mean: float
+    deviation: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Parting:
+    """The first place where two models part, as a sentence and in parts.
+
+    Attributes:
+        sentence: what is to be told.
+        source, target: module names; None where only one side has the place.
+        moments: the first value on each side that the other does not have, where both were run on equal parameters.
+    """
+
+    sentence: str
+    source: str | None = None
+    target: str | None = None
+    moments: tuple[Moment | None, Moment | None] = (None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
+    """What is known of two models that did not match.
+
+    Attributes:
+        structures: of source and target.
+        parting: the first place where the two part.
+        plan: the plan that failed the comparison of numbers, if it came so far.
+    """
+
+    structures: tuple[Structure, Structure]
+    parting: Parting
+    plan: Plan | None = None
 
 
 def difference_under_plan(
@@ -28,21 +90,24 @@ def difference_under_plan(
     target: Side,
     plan: Plan,
     state: Mapping[str, Tensor],
-) -> str:
+) -> Parting:
     """The first paired contraction whose inputs differ when both graphs run on a source state and what the plan makes of it."""
     own = {n: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t for n, t in target.state().items()}
     states = state, plan.apply(state, own)
     try:
         values = [dict(execute(side.structure.capture, s)) for side, s in zip(sides, states, strict=True)]
     except (RuntimeError, PyrosysError) as error:
-        return f"The first place could not be located ({error})."
-    return _first_difference(sides, pairs, values[0], values[1]) or (
+        return Parting(f"The first place could not be located ({error}).")
+    return _first_difference(sides, pairs, values[0], values[1]) or Parting(
         "First difference: the outputs; every paired projection before them receives the same data. "
-        + _constants_between(sides, None, None)
+        + _constants_between(sides, None, None),
+        "the outputs",
+        "the outputs",
+        _first_unshared(sides, (None, None), values[0], values[1]),
     )
 
 
-def difference_under_colours(sides: tuple[Colouring, Colouring]) -> str | None:
+def difference_under_colours(sides: tuple[Colouring, Colouring]) -> Parting | None:
     """The first contraction whose inputs differ when both models run on equal made-up parameters, if any do.
 
     Args:
@@ -68,7 +133,7 @@ def _first_difference(
     pairs: list[tuple[Place, Place]],
     left: Mapping[fx.Node, Any],
     right: Mapping[fx.Node, Any],
-) -> str | None:
+) -> Parting | None:
     order = {node: i for i, node in enumerate(sides[1].structure.nodes)}
     done: Place | None = None
     for mine, theirs in sorted(pairs, key=lambda pair: order[pair[1].node]):
@@ -81,17 +146,75 @@ def _first_difference(
         gap = float((a - b).abs().max())
         size = max(float(a.abs().max()), 1e-30)
         if gap > _CLOSE * size * 1e3:
-            before = f"everything up to {_where(done)} agrees; " if done is not None else ""
-            return (
-                f"First difference: {before}the input of {_where(theirs)} (source: {_where(mine)}) differs by {gap:.2e} of {size:.2e}. "
-                + _constants_between(sides, mine, theirs)
+            before = f"everything up to {where(done)} agrees; " if done is not None else ""
+            return Parting(
+                f"First difference: {before}the input of {where(theirs)} (source: {where(mine)}) differs by {gap:.2e} of {size:.2e}. "
+                + _constants_between(sides, mine, theirs),
+                mine.scope,
+                theirs.scope,
+                _first_unshared(sides, (mine, theirs), left, right),
             )
         done = theirs
     return None
 
 
-def _where(place: Place | None) -> str:
+def where(place: Place | None) -> str:
+    """The module in which a place is, in quotes."""
     return repr(place.scope or "the top level") if place is not None else "the start"
+
+
+def _first_unshared(
+    sides: tuple[Colouring, Colouring],
+    places: tuple[Place | None, Place | None],
+    left: Mapping[fx.Node, Any],
+    right: Mapping[fx.Node, Any],
+) -> tuple[Moment | None, Moment | None]:
+    """On each side, the first value on the way to a place that no node on the other side's way has, in whatever layout."""
+    found = []
+    for side, place, values in zip(sides, places, (left, right), strict=True):
+        results = [(node, _result(values.get(node))) for node in region_nodes(side.structure, place)]
+        found.append([(node, value) for node, value in results if value is not None])
+    moments: list[Moment | None] = []
+    for mine, others in (found, found[::-1]):
+        others = [_gist(value) for _, value in others]
+        first = next(((n, v) for n, v in mine if not any(_equal(_gist(v), other) for other in others)), None)
+        moments.append(None if first is None else _moment(*first))
+    return moments[0], moments[1]
+
+
+def _result(value: Any) -> Tensor | None:
+    """The real numbers that a node computes, the first of several results; None where there are none."""
+    value = value[0] if isinstance(value, (tuple, list)) and value else value
+    if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+        return value.detach().to(torch.float64)
+    return None
+
+
+def _gist(value: Tensor) -> tuple[int, float, float, float]:
+    """What does not change when a tensor is laid out in another way."""
+    return value.numel(), float(value.sum()), float((value * value).sum()), float(value.abs().sum())
+
+
+def _equal(a: tuple[int, float, float, float], b: tuple[int, float, float, float]) -> bool:
+    size = max(a[3], b[3])
+    return (
+        a[0] == b[0]
+        and abs(a[1] - b[1]) <= _CLOSE * size
+        and abs(a[2] - b[2]) <= _CLOSE * max(a[2], b[2])
+        and abs(a[3] - b[3]) <= _CLOSE * size
+    )
+
+
+def _moment(node: fx.Node, value: Tensor) -> Moment:
+    largest = value.reshape(-1)[value.abs().argmax()]
+    return Moment(
+        node.meta.get("scope", ""),
+        operation(node),
+        tuple(value.shape),
+        float(value.mean()),
+        float(value.std(correction=0)),
+        float(largest),
+    )
 
 
 def _sorted_rows(geometry: Contraction, values: Mapping[fx.Node, Any]) -> Tensor:
@@ -103,8 +226,8 @@ def _sorted_rows(geometry: Contraction, values: Mapping[fx.Node, Any]) -> Tensor
 
 def _constants_between(sides: tuple[Colouring, Colouring], mine: Place | None, theirs: Place | None) -> str:
     """Operations and plain-number arguments that only one side has, upstream to the previous contraction."""
-    left = _region(sides[0].structure, mine)
-    right = _region(sides[1].structure, theirs)
+    left = region(sides[0].structure, mine)
+    right = region(sides[1].structure, theirs)
     only_left, only_right = left - right, right - left
     if not only_left and not only_right:
         return "The operations before it are the same; compare masks, positions and other inputs."
@@ -115,10 +238,16 @@ def _listing(counter: Counter[str]) -> str:
     return ", ".join(sorted(counter)[:6]) or "nothing"
 
 
-def _region(structure: Structure, place: Place | None) -> Counter[str]:
+def region(structure: Structure, place: Place | None) -> Counter[str]:
+    """Operations, with their plain numbers, on the way from the contractions before to a place, or to the outputs."""
+    return Counter(operation(node) for node in region_nodes(structure, place))
+
+
+def region_nodes(structure: Structure, place: Place | None) -> list[fx.Node]:
+    """Nodes on the way from the contractions before to a place, or to the outputs, in order; views are left out."""
     stack = list(structure.capture.outputs) if place is None else [structure.role[place.node][1].data]
     seen: set[fx.Node] = set()
-    found: Counter[str] = Counter()
+    found: list[fx.Node] = []
     while stack:
         node = stack.pop()
         if node in seen or node.op != "call_function":
@@ -129,10 +258,17 @@ def _region(structure: Structure, place: Place | None) -> Counter[str]:
             continue
         name = getattr(node.target, "_opname", None)
         if name and name not in _SILENT:
-            numbers = [f"{a:g}" for a in _numbers(args_of(node))]
-            found[f"{name}({', '.join(numbers)})" if numbers else name] += 1
+            found.append(node)
         stack.extend(tensor_arguments(node))
-    return found
+    return sorted(found)
+
+
+def operation(node: fx.Node) -> str:
+    """An operation with its plain numbers and its choices, such as the approximation of an activation."""
+    name = getattr(node.target, "_opname", str(node.target))
+    numbers = [f"{a:g}" for a in _numbers(args_of(node))]
+    numbers += [v for v in (*args_of(node), *node.kwargs.values()) if isinstance(v, str)]
+    return f"{name}({', '.join(numbers)})" if numbers else name
 
 
 _SILENT = {
@@ -157,7 +293,7 @@ def _numbers(args: Any) -> list[float]:
     return [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
 
 
-def structural_difference(structures: tuple[Structure, Structure]) -> str:
+def structural_difference(structures: tuple[Structure, Structure]) -> Parting:
     """The first contraction of the target whose upstream structure occurs nowhere in the source."""
     left, right = (_upstream_hashes(s) for s in structures)
     known = set(left.values())
@@ -166,20 +302,24 @@ def structural_difference(structures: tuple[Structure, Structure]) -> str:
     for place, value in right.items():
         if value not in known:
             shape = tuple(place.operand.meta["shape"])
-            return (
-                f"They agree up to {previous}; the target's {_where(place)} with a parameter of shape {shape} has no counterpart there "
-                f"({count[0]} contractions and look-ups in the source, {count[1]} in the target)."
+            return Parting(
+                f"They agree up to {previous}; the target's {where(place)} with a parameter of shape {shape} has no counterpart there "
+                f"({count[0]} contractions and look-ups in the source, {count[1]} in the target).",
+                target=place.scope,
             )
-        previous = _where(place)
+        previous = where(place)
     known = set(right.values())
     for place, value in left.items():
         if value not in known:
             shape = tuple(place.operand.meta["shape"])
-            return (
-                f"The source's {_where(place)} with a parameter of shape {shape} has no counterpart in the target "
-                f"({count[0]} contractions and look-ups in the source, {count[1]} in the target)."
+            return Parting(
+                f"The source's {where(place)} with a parameter of shape {shape} has no counterpart in the target "
+                f"({count[0]} contractions and look-ups in the source, {count[1]} in the target).",
+                source=place.scope,
             )
-    return "Every projection has a counterpart with the same upstream structure; they differ in what happens between projections."
+    return Parting(
+        "Every projection has a counterpart with the same upstream structure; they differ in what happens between projections."
+    )
 
 
 def _upstream_hashes(structure: Structure) -> dict[Place, str]:

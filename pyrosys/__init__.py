@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
-    from pyrosys.adapters import Certificate, Inputs, Plan, StructureCard, fingerprint, match
+    from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.fetching import fetch, where
+    from pyrosys.finding import Found, find
     from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
     from pyrosys.publishing import Published, publish
     from pyrosys.structure import Structure, read_structure
+    from pyrosys.verifying import Checked, verify
 
 __all__ = [
     "Certificate",
+    "Checked",
+    "Difference",
+    "Found",
     "Inputs",
     "Model",
     "Plan",
@@ -34,7 +40,10 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "diff",
     "errors",
+    "fetch",
+    "find",
     "fingerprint",
     "hub",
     "info",
@@ -47,20 +56,34 @@ __all__ = [
     "port",
     "publish",
     "read_structure",
+    "verify",
+    "where",
     "zoo",
 ]
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pyrosys.adapters": ("Certificate", "Inputs", "Plan", "StructureCard", "fingerprint", "match"),
+    "pyrosys.adapters": (
+        "Certificate",
+        "Difference",
+        "Inputs",
+        "Plan",
+        "StructureCard",
+        "diff",
+        "fingerprint",
+        "match",
+    ),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.fetching": ("fetch", "where"),
+    "pyrosys.finding": ("Found", "find"),
     "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
     "pyrosys.publishing": ("Published", "publish"),
     "pyrosys.structure": ("Structure", "read_structure"),
+    "pyrosys.verifying": ("Checked", "verify"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

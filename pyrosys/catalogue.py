@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import functools
 import gzip
+import hashlib
 import importlib
 import json
 import logging
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyrosys.errors import InputError, SourceError, VerificationError, WeightsError
 from pyrosys.hub import fetch_first
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pyrosys.adapters.capture import Inputs
     from pyrosys.adapters.card import StructureCard
     from pyrosys.adapters.plan import Plan
     from pyrosys.adapters.sides import ModuleSide
@@ -45,6 +47,7 @@ __all__ = [
     "CARDS",
     "Layout",
     "build",
+    "example_of",
     "info",
     "knows",
     "list_models",
@@ -56,6 +59,7 @@ __all__ = [
 ]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
 logger = logging.getLogger(__name__)
@@ -138,7 +142,7 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     """Give a model with its weights, in evaluation mode, verified.
 
     Every tensor of the file is accounted for, and on an example the model computes what the implementation that wrote
-    the file computes.
+    the file computes. What was verified before and has not changed since is not run again.
 
     Args:
         name: A name that `list_models` gives.
@@ -152,18 +156,37 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     """
     from pyrosys.hub import read_weights
     from pyrosys.porting import fill, state_for
+    from pyrosys.verified import note_verified, was_verified
 
     entry = _entry(name)
     path = fetch_first(entry["sources"], offline=offline)
     pinned = all(source.get("sha256") for source in entry["sources"])
     layout = Layout.of(name)
-    state = state_for(layout.card, layout.relevant(read_weights(path, allow_pickle=pinned)))
+    facts = {"name": name, "weights": _digest(path), "layout": layout.digest()}
+    verified = was_verified(**facts)
+    weights = layout.relevant(read_weights(path, allow_pickle=pinned))
+    state = state_for(layout.card, weights, values=not verified)
     with without_initialisation():
         model = build(name).eval()
     plan = layout.plan(model, state)
-    fill(model, plan.apply(state, model.state_dict()))
-    layout.verify(model, state, name)
+    fill(model, plan.apply(state, model.state_dict()), share=True)
+    if not verified:
+        layout.verify(model, state, name)
+        note_verified(**facts)
     return model if device is None else model.to(device)
+
+
+def example_of(kind: type) -> Inputs | None:
+    """An example that shows all of what a class of the zoo computes, as the cards of published files have it."""
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    name = next((name for name, entry in _zoo().items() if entry["class"] == reference), None)
+    return None if name is None else Layout.of(name).example
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+    """The layout that tensors of these names and shapes are in, of those that the zoo knows."""
+    layouts = {entry["layout"]: name for name, entry in _zoo().items()}
+    return next((layout for layout in map(Layout.of, layouts.values()) if layout.fits(shapes)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,16 +218,40 @@ class Layout:
 
         return StructureCard.load(self.path("structure.json.gz"))
 
+    @property
+    def example(self) -> Inputs:
+        """The card's example in the form that our model takes."""
+        from safetensors.torch import load_file
+
+        from pyrosys.adapters.capture import Inputs
+
+        tensors = load_file(self.path("probe.safetensors"))
+        return Inputs(*(tensors[key] for key in sorted(tensors)))
+
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
 
-    def relevant(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def digest(self) -> str:
+        """One digest for all that the layout says: its files in ``zoo/cards``, and what goes with them."""
+        digest = hashlib.sha256(repr((self.output, sorted(self.config.items()), self.ignored)).encode())
+        for kind in ("structure.json.gz", "probe.safetensors", "plan.json.gz"):
+            path = self.path(kind)
+            digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
+
+    def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
         known = {*self.card.tensors, *self.card.captured.ties}
         extra = [name for name in weights if name not in known]
         ignored = {name for name in extra if any(fnmatchcase(name, pattern) for pattern in self.ignored)}
         return {name: weights[name] for name in weights if name not in ignored} if ignored else weights
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes are those of a published file of this layout."""
+        known, ties = self.card.tensors, self.card.captured.ties
+        named = {ties.get(name, name): shapes[name] for name in self.relevant(shapes)}
+        return named.keys() >= self.card.captured.reached and all(known.get(n) == shape for n, shape in named.items())
 
     def plan(self, model: Model, state: Mapping[str, Tensor]) -> Plan:
         """The plan from the layout to our model: the one on record, or where that does not fit, one found now."""
@@ -221,18 +268,14 @@ class Layout:
 
     def side(self, model: Model) -> ModuleSide:
         """Our model as the engine runs it to compare it with the card; it shares the model's weights."""
-        from safetensors.torch import load_file
-
-        from pyrosys.adapters.capture import Inputs, shadow
+        from pyrosys.adapters.capture import shadow
         from pyrosys.adapters.sides import ModuleSide
         from pyrosys.porting import calling
 
         twin = shadow(model)
         twin.config = dataclasses.replace(model.config, **self.config)
         twin = calling(twin, self.output)
-        tensors = load_file(self.path("probe.safetensors"))
-        inputs = Inputs(*(tensors[key] for key in sorted(tensors)))
-        return ModuleSide(twin.eval(), [inputs], None)
+        return ModuleSide(twin.eval(), [self.example], None)
 
     def verify(self, model: Model, state: Mapping[str, Tensor], name: str) -> None:
         """Run the card's graph with the file's weights and our model on the same example.
@@ -266,6 +309,15 @@ class Layout:
         except (ValueError, EOFError, OSError) as error:
             raise WeightsError(f"The plan {path} is damaged: {error}. Install the package again.") from error
         return Plan.from_json(data, str(path))
+
+
+def _digest(path: Path) -> str:
+    """The digest of a weights file, with that of its shards if it is an index; known from when it was fetched."""
+    from pyrosys.hub.cache import Cache
+    from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
+
+    shards = sorted(set(read_index(path).values())) if path.name.endswith(INDEX_SUFFIX) else []
+    return "+".join(Cache().sha256(file) for file in (path, *(path.parent / shard for shard in shards)))
 
 
 def _fits(plan: Plan, model: Model) -> bool:

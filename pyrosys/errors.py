@@ -81,7 +81,15 @@ class SourceError(PyrosysError):
 
 
 class StructureMismatch(PyrosysError):
-    """Two models do not share a structure, or share it in more than one way that nothing decides."""
+    """Two models do not share a structure, or share it in more than one way that nothing decides.
+
+    Attributes:
+        found: What the engine knows of the two, for `pyrosys.diff`; None where it did not come so far.
+    """
+
+    def __init__(self, message: str, found: object = None):
+        super().__init__(message)
+        self.found = found
 
 
 class TrainingError(PyrosysError):

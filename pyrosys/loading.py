@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
 
 from pyrosys import catalogue
+from pyrosys.adapters.capture import OutputSelector
+from pyrosys.adapters.card import StructureCard
+from pyrosys.entry import Entry, entry_address, fetch_entry, is_entry, open_first
 from pyrosys.errors import InputError
+from pyrosys.hub import read_weights
+from pyrosys.model import Model
+from pyrosys.porting import Port, form_of, port
+from pyrosys.publishing import record_calls
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from pyrosys.adapters.capture import OutputSelector
-    from pyrosys.entry import Entry
-    from pyrosys.model import Model
-    from pyrosys.porting import Port
-
-    Target = TypeVar("Target", bound=nn.Module)
+Target = TypeVar("Target", bound=nn.Module)
 
 __all__ = ["load"]
 
@@ -89,64 +90,71 @@ def load(
         StructureMismatch: The weights do not fit ``into``.
         VerificationError: The model does not compute what it should.
     """
-    entry = _published(name, hub, offline)
+    source = _find_source(name, hub, offline)
     if signed_by is not None:
-        if entry is None:
-            raise InputError(f"Expected a published entry to check a signature of, found {name}, a model of the zoo.")
-        entry.check_signature(Path(signed_by))
+        if not isinstance(source, Entry):
+            raise InputError(f"Expected a published entry, which may be signed, found {name}.")
+        source.check_signature(Path(signed_by))
     if into is None:
         if part or inputs is not None or output is not None:
             raise InputError("Expected part, inputs and output together with into, the model that they are about.")
-        model: nn.Module = catalogue.load(str(name), offline=offline) if entry is None else entry.model()
+        if isinstance(source, Path):
+            raise InputError(
+                f"{name} is no published entry, only weights. Pass the model that they go into: load({str(name)!r}, into=model)."
+            )
+        model: nn.Module = catalogue.load(source, offline=offline) if isinstance(source, str) else source.model()
     else:
-        from pyrosys.porting import port
-
-        if entry is None:
-            ported = _port_zoo(str(name), into, part, inputs, output, offline)
+        if isinstance(source, Entry):
+            ported = port(source, into, part=part, target_inputs=inputs, target_output=output)
+        elif isinstance(source, str):
+            ported = _port_zoo(source, into, part, inputs, output, offline)
         else:
-            ported = port(entry, into, part=part, target_inputs=inputs, target_output=output)
+            ported = _port_known_layout(source, into, part, inputs, output)
         _report(ported, f"{part} of {name}" if part else str(name))
         model = ported.model.eval()
     return model if device is None else model.to(device)
 
 
-def _published(name: str | Path, hub: str | Path | None, offline: bool | None) -> Entry | None:
-    """The published entry of this name or address; nothing if it is a model of the zoo."""
-    pinned = None
+def _find_source(name: str | Path, hub: str | Path | None, offline: bool | None) -> Entry | Path | str:
+    """A published entry, a folder of weights that is none, or the name of a model of the zoo."""
     if hub is None and isinstance(name, str) and catalogue.knows(name):
-        pinned = catalogue.published(name)
-        if pinned is None:
-            return None
-    from pyrosys.entry import Entry, open_first
-
-    return Entry.open(name, hub=hub, offline=offline) if pinned is None else open_first(pinned, offline=offline)
+        sources = catalogue.published(name)
+        return name if sources is None else open_first(sources, offline=offline)
+    if hub is None and isinstance(name, str) and "/" not in name and not Path(name).exists():
+        catalogue.info(name)  # raises, with names that are close
+    folder = fetch_entry(name, hub=hub, offline=offline)
+    return Entry(folder, entry_address(name, hub)) if is_entry(folder) else folder
 
 
 def _port_zoo(
     name: str, into: nn.Module, part: str, inputs: Any, output: OutputSelector | None, offline: bool | None
 ) -> Port:
     """Port a model of the zoo, which has been verified against its reference, or a submodule of it."""
-    from pyrosys.porting import form_of, port
-    from pyrosys.publishing import record_calls
-
     model = catalogue.load(name, offline=offline)
     side = catalogue.Layout.of(name).side(model)
     source, example = side.model, side.probes[0]
     if part:
-        calls = record_calls(source, example)
+        calls = {**record_calls(model, example), **record_calls(source, example)}
         if part not in calls:
             raise InputError(
                 f"Expected a submodule of {name} that runs, found {part!r}. There are: {', '.join(calls)}."
             )
         source, example = source.get_submodule(part), calls[part]
-    return port(
-        source.state_dict(),
-        into,
-        source=source,
-        inputs=example,
-        target_inputs=form_of(example, inputs),
-        target_output=output,
-    )
+    card = StructureCard.of(source, example, name=name)
+    return port(source.state_dict(), into, source=card, target_inputs=inputs, target_output=output)
+
+
+def _port_known_layout(folder: Path, into: nn.Module, part: str, inputs: Any, output: OutputSelector | None) -> Port:
+    """Port weights that somebody has saved in a layout that the zoo knows."""
+    weights = read_weights(folder)
+    layout = catalogue.layout_of({name: tuple(weights[name].shape) for name in weights})
+    if layout is None or part:
+        raise InputError(
+            f"{folder} is no published entry, and the layout of its weights is not one that the zoo knows"
+            f"{' the parts of' if part else ''}. Pass the implementation that wrote them: pyrosys.port(…, source=theirs)."
+        )
+    form = form_of(layout.example, inputs)
+    return port(layout.relevant(weights), into, source=layout.card, target_inputs=form, target_output=output)
 
 
 def _report(ported: Port, name: str) -> None:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs, evaluation_mode, quiet_kernels
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import versions
+from pyrosys.adapters.fingerprint import NOTHING, cuts, of_outputs
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
-from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import rounding_response
-from pyrosys.catalogue import model_class
+from pyrosys.catalogue import example_of, model_class
 from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
 from pyrosys.errors import InputError, PublishError, PyrosysError, WeightsError
 from pyrosys.hub import check_finite, read_weights, tensor_digest, write_weights
@@ -106,7 +106,8 @@ def publish(
         model: Any module with its weights.
         name: ``organisation/name``.
         hub: The address of a hub (by default ``HF_ENDPOINT``, or the Hugging Face Hub), or a directory that serves as one.
-        inputs: Example arguments that show what the model does; by default its `example_input_array`.
+        inputs: Example arguments that show what the model does; by default its `example_input_array`, and for a model of the
+            zoo what the cards of its published files have.
         output: From the model's output to the tensors that count.
         weights_licence: Licence of the weights, such as ``MIT``.
         code_licence: Licence of the code that computes the model.
@@ -169,17 +170,12 @@ def publish(
             if parent != published.digest:
                 move_entry(staged, directory / name, parent)
             return published
-        from pyrosys.hub.upload import upload_entry  # the hub's client takes a while to import
+        from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
+        from pyrosys.hub.upload import upload_entry
 
-        uploaded = upload_entry(
-            staged,
-            name,
-            hub=None if hub is None else str(hub),
-            token=token,
-            private=private,
-            tag=tag,
-            message=f"Publish {card.name} ({card.fingerprint[:21]})",
-        )
+        message = f"Publish {card.name} ({card.fingerprint[:21]})"
+        with on_hub(None if hub is None else str(hub)):
+            uploaded = upload_entry(staged, name, token=token, private=private, tag=tag, message=message)
         return dataclasses.replace(
             published, address=f"{published.address}@{uploaded.commit}", revision=uploaded.commit, tag=uploaded.tag
         )
@@ -227,12 +223,13 @@ def _write(
 
 def _probe_inputs(model: nn.Module, inputs: Any) -> Inputs:
     if inputs is None:
-        inputs = getattr(model, "example_input_array", None)
+        inputs = example_of(type(model)) or getattr(model, "example_input_array", None)
     if inputs is None:
         raise InputError(
             f"Expected inputs to show what {type(model).__name__} computes, found none. Pass a tuple or a dict of arguments."
         )
-    return as_inputs(inputs)[0]
+    probe = as_inputs(inputs)[0]
+    return Inputs(*probe.args, **dict(sorted(probe.kwargs.items())))  # as they come back from the files
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -282,6 +279,8 @@ def _structure(
     tokens = getattr(alphabet, "tokens", alphabet)
     data = {
         **card.to_json(),
+        "outputs_alone": of_outputs(card.captured),
+        "beginnings": sorted({print_ for print_ in cuts(card.captured).values() if print_ not in NOTHING}),
         "parts": {name: part.to_json() for name, part in parts.items()},
         "integers": integers,
         "order": order,
@@ -334,6 +333,7 @@ def _model_card(
         name=name,
         fingerprint=card.fingerprint,
         parts={part: of.fingerprint for part, of in parts.items()},
+        further=_further_prints(card, parts),
         facts=facts,
         checks=[
             f"The {len(state)} tensors were read back from the files and are equal bit for bit.",
@@ -349,6 +349,25 @@ def _model_card(
     )
 
 
+def _further_prints(card: StructureCard, parts: Mapping[str, StructureCard]) -> list[str]:
+    """Under which structures the entry is to be found besides those of the whole and of its parts alone.
+
+    An output alone; a part in its place; what the model begins with, up to where a direct submodule ends.
+    """
+    places = [card.fingerprints[part] for part in parts if part in card.fingerprints]
+    ends = [
+        print_
+        for node, print_ in cuts(card.captured).items()
+        if any(_top(user) != _top(node) for user in node.users) and print_ not in NOTHING
+    ]
+    return [*of_outputs(card.captured), *places, *list(dict.fromkeys(ends))[-MOST_PARTS:]]
+
+
+def _top(node: fx.Node) -> str:
+    """The direct submodule in which an operation runs."""
+    return str(node.meta.get("scope", "")).partition(".")[0]
+
+
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     with replacing(path) as file:
         file.write(
@@ -362,23 +381,18 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _parts(model: nn.Module, calls: Mapping[str, Inputs], whole: StructureCard) -> dict[str, StructureCard]:
     """Cards of submodules, each on the inputs that it gets when the whole runs; of equal ones the first."""
     cards: dict[str, StructureCard] = {}
-    known = {whole.fingerprint}
+    known = {*NOTHING, whole.fingerprint}
     for name in sorted(calls, key=lambda name: name.count(".")):
         module = model.get_submodule(name)
         if len(cards) == MOST_PARTS or not any(True for _ in module.parameters()):
             continue
         with contextlib.suppress(PyrosysError):  # a part that cannot be recorded alone is no part to load alone
             card = StructureCard.of(module, calls[name], name=f"{whole.name}.{name}")
-            if card.fingerprint not in known and _has_matrices(card):
+            if card.fingerprint not in known:
                 StructureCard.from_json(json.loads(json.dumps(card.to_json(), allow_nan=False)))
                 known.add(card.fingerprint)
                 cards[name] = card
     return cards
-
-
-def _has_matrices(card: StructureCard) -> bool:
-    """Whether there is anything to know the structure by; all norms have one fingerprint."""
-    return any(place.kind != "elements" for place in Structure(card.captured).places)
 
 
 def record_calls(model: nn.Module, probe: Inputs, depth: int = 2) -> dict[str, Inputs]:

@@ -21,7 +21,26 @@ from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
 
 DATA = Path(__file__).parent / "data"
 BACKBONE = str(DATA / "1ubq.pdb")
-COMMANDS = ("list", "info", "load", "embed", "score", "design", "port", "fingerprint", "demo")
+COMMANDS = (
+    "list",
+    "info",
+    "load",
+    "embed",
+    "score",
+    "design",
+    "port",
+    "diff",
+    "export",
+    "fingerprint",
+    "fetch",
+    "where",
+    "verify",
+    "publish",
+    "find",
+    "catalogue",
+    "prepare",
+    "demo",
+)
 
 
 @pytest.fixture
@@ -347,6 +366,41 @@ def test_port_writes_weights_plan_and_certificate(implementations: Path, capsys:
     torch.testing.assert_close(ours(x), theirs(x))
     plan = pyrosys.Plan.load(output / "plan.json")
     torch.testing.assert_close(plan.apply(theirs.state_dict()), dict(ours.state_dict()), rtol=0, atol=0)
+
+
+def test_a_plan_is_exported_as_a_function(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read(capsys, *PORT, "--target", "implementations:Ours", "--output", "ours")
+    text = read(capsys, "export", "ours/plan.json")
+    assert read(capsys, "export", "ours/plan.json", "--output", "convert.py") == ""
+    assert (implementations / "convert.py").read_text(encoding="utf-8") == text
+    space: dict[str, object] = {}
+    exec(text, space)
+    convert = space["convert"]
+    assert callable(convert)
+    made = convert(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
+    torch.testing.assert_close(made, dict(pyrosys.hub.read_weights(implementations / "ours")), rtol=0, atol=0)
+
+
+DIFF = ("--inputs", "implementations:inputs")
+
+
+def test_diff_of_equal_models_exits_with_0(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = read(capsys, "diff", "implementations:Theirs", "implementations:Ours", *DIFF, "--html", "page.html")
+    assert "compute the same function" in text
+    assert (implementations / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    data = json.loads(read(capsys, "diff", "implementations:Theirs", "implementations:Ours", *DIFF, "--json"))
+    assert pyrosys.Plan.from_json(data["plan"]).checked == "real weights"
+
+
+def test_diff_of_other_models_exits_with_1(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "implementations:Theirs", "implementations:Other", *DIFF, "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["equal"] is False
+    assert data["reason"]
+
+
+def test_diff_without_inputs_exits_with_2(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--inputs" in fail(capsys, "diff", "implementations:Theirs", "implementations:Ours")
 
 
 def test_port_that_is_refused_writes_nothing(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 
 import pyrosys
-from pyrosys.cli import engine, models, training
+from pyrosys.cli import data, engine, hub, models, publishing, training
 from pyrosys.cli.common import Command
 from pyrosys.errors import PyrosysError
 
@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``pyrosys`` on the command line; by default, what does.
 
     Returns:
-        0 for success, 2 for an error that is explained on standard error, 130 for an interruption.
+        0 for success, 1 for a comparison that found a difference, 2 for an error that is explained on standard error, 130
+        for an interruption.
     """
     options = _parser().parse_args(arguments)
+    status = None
     try:
-        options.command(options)
+        status = options.command(options)
         sys.stdout.flush()
     except PyrosysError as error:
         print(f"pyrosys: {error}", file=sys.stderr)
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for group in (models, engine, training):
+    for group in (models, engine, hub, publishing, data, training):
         group.declare(add)
     add("demo", _demo, "see it work on this machine", "pyrosys demo")
     return parser

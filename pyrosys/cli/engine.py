@@ -1,17 +1,14 @@
-"""The structure engine on the command line: ``port`` and ``fingerprint``."""
+"""The structure engine on the command line: ``port``, ``diff``, ``export`` and ``fingerprint``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyrosys
-from pyrosys.cli.common import Add, add_json, print_json, print_table, replacing
+from pyrosys.cli.common import Add, add_json, build_model, call_reference, print_json, print_table, replacing
 from pyrosys.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ __all__ = ["declare"]
 
 def declare(add: Add) -> None:
     """Add the commands of this group."""
-    for command in (_add_port, _add_fingerprint):
+    for command in (_add_port, _add_diff, _add_export, _add_fingerprint):
         command(add)
 
 
@@ -39,6 +36,11 @@ def _add_port(add: Add) -> None:
     parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
     parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
     parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument("--part", action="store_true", help="move the largest part that both have; the rest stays")
+    parser.add_argument("--source-part", metavar="PATH", help="submodule of the source that counts")
+    parser.add_argument("--target-part", metavar="PATH", help="submodule of the target that counts")
+    parser.add_argument("--within", metavar="PATH", help="which nested mapping of the checkpoint to read")
+    parser.add_argument("--prefix", help="what the checkpoint's names have in front of the source's (default: found)")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
 
 
@@ -53,12 +55,21 @@ def _port(options: argparse.Namespace) -> None:
     """
     if options.output.exists():
         raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
-    source, target = _build(options.source), _build(options.target)
-    inputs = _call(options.inputs) if options.inputs else getattr(target, "example_input_array", None)
-    if inputs is None:
-        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
-    target_inputs = _call(options.target_inputs) if options.target_inputs else None
-    result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
+    source, target = build_model(options.source), build_model(options.target)
+    inputs = _inputs(options.inputs, target)
+    target_inputs = call_reference(options.target_inputs) if options.target_inputs else None
+    result = pyrosys.port(
+        options.checkpoint,
+        target,
+        source=source,
+        inputs=inputs,
+        target_inputs=target_inputs,
+        part=options.part,
+        source_part=options.source_part,
+        target_part=options.target_part,
+        within=options.within,
+        prefix=options.prefix,
+    )
     with replacing(options.output) as directory:
         directory.mkdir()
         pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
@@ -66,6 +77,85 @@ def _port(options: argparse.Namespace) -> None:
         certificate = json.dumps(result.certificate.to_json(), indent=2, ensure_ascii=False)
         (directory / "certificate.json").write_text(f"{certificate}\n", encoding="utf-8")
     print(result.certificate)
+
+
+def _add_diff(add: Add) -> None:
+    parser = add(
+        "diff",
+        _diff,
+        "say where two models agree and where they part",
+        "pyrosys diff theirs:build esm2-8m --inputs theirs:inputs --html difference.html",
+    )
+    parser.add_argument("source", metavar="A", help="name in the zoo, or MODULE:CALLABLE that builds a torch module")
+    parser.add_argument("target", metavar="B", help="the model to compare it with, in the same form")
+    parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the models' own)")
+    parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the form that B takes")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as one page")
+    add_json(parser)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    """Say where two models agree and where they part.
+
+    For models that compute the same function, it prints the plan from A to B; for others the first values that differ,
+    the operations and constants that differ, and the tensors without a counterpart.
+
+    Exits with 0 when both compute the same function, 1 when they do not, and 2 when they could not be compared.
+    """
+    source, target = build_model(options.source), build_model(options.target)
+    target_inputs = call_reference(options.target_inputs) if options.target_inputs else None
+    found = pyrosys.diff(source, target, _inputs(options.inputs, source, target), target_inputs)
+    if options.html is not None:
+        with replacing(options.html) as unfinished:
+            found.to_html(unfinished)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        print(found.report())
+    return 0 if found.equal else 1
+
+
+def _inputs(reference: str | None, *models: nn.Module) -> Any:
+    """Inputs that a function makes, or those that one of the models brings."""
+    if reference:
+        return call_reference(reference)
+    own = (getattr(model, "example_input_array", None) for model in models)
+    inputs = next((i for i in own if i is not None), None)
+    if inputs is None:
+        raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
+    return inputs
+
+
+def _add_export(add: Add) -> None:
+    parser = add(
+        "export",
+        _export,
+        "write a plan as Python, for where PyroSys is not installed",
+        "pyrosys export ported/plan.json --output convert.py",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="plan that `pyrosys port` or `Plan.save` wrote")
+    parser.add_argument(
+        "--form",
+        choices=("python", "transformers"),
+        default="python",
+        help="a function that needs torch only, or a mapping for transformers (default: python)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: print)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Write a plan as Python text, for where PyroSys is not installed.
+
+    The form python is a module with a function `convert(state)`, from the source's state dict to the target's. The form
+    transformers is a module with a function `mapping()`, the renamings and converters with which transformers loads such
+    checkpoints; it is checked with transformers, which has to be installed.
+    """
+    text = pyrosys.Plan.load(options.plan).export(options.form)
+    if options.output is None:
+        print(text, end="")
+        return
+    with replacing(options.output) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _add_fingerprint(add: Add) -> None:
@@ -80,38 +170,9 @@ def _fingerprint(options: argparse.Namespace) -> None:
 
     Names, nesting and layout of weights do not matter, and no weights are needed.
     """
-    inputs = _call(options.inputs) if options.inputs else None
-    result = pyrosys.fingerprint(_build(options.model), inputs)
+    inputs = call_reference(options.inputs) if options.inputs else None
+    result = pyrosys.fingerprint(build_model(options.model), inputs)
     if options.json:
         print_json({"whole": result.whole, "parts": result.parts})
     else:
         print_table(("fingerprint", "part"), [(result.whole, "(whole)"), *((v, k) for k, v in result.parts.items())])
-
-
-def _build(model: str) -> nn.Module:
-    """Build a torch module from the name of a model in the zoo, without its weights, or from MODULE:CALLABLE."""
-    if ":" in model:
-        return _call(model)
-    from pyrosys.catalogue import build
-
-    return build(model)
-
-
-def _call(reference: str) -> Any:
-    """Call what MODULE:CALLABLE names."""
-    module, _, name = reference.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"Expected MODULE:CALLABLE that can be imported here, found {reference!r}: {error}. "
-            "Run the command in the directory of the module, or install it."
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(function):
-        raise InputError(
-            f"Expected {reference!r} to be a function, found a {type(function).__name__}. Name a function."
-        )
-    return function()

@@ -18,17 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrosys.errors import InputError, IntegrityError
+from pyrosys.hub.files import CHUNK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Expected", "file_sha256", "tensor_digest"]
+__all__ = ["Expected", "file_git_digest", "file_sha256", "tensor_digest"]
 
 
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_git_digest(path: str | Path) -> str:
+    """Return the name that git gives to a file with this content, as 40 hexadecimal digits."""
+    path = Path(path)
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def tensor_digest(state: Mapping[str, Tensor], order: Iterable[str] | None = None) -> str:

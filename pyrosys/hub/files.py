@@ -6,33 +6,31 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
-
-from tqdm import tqdm
+from typing import BinaryIO
 
 from pyrosys.errors import SourceError
 
-__all__ = ["Readable", "copy_stream", "flush", "move_into_place", "replacing", "require_space"]
+__all__ = ["CHUNK", "flush", "move_into_place", "replacing", "require_space"]
 
-CHUNK = 1 << 20
-
-
-class Readable(Protocol):
-    """Anything bytes can be read from: a response, a member of an archive."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes, and none at the end."""
-        ...
+CHUNK = 1 << 20  # bytes to read at a time
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of ``path`` that takes its place when the block ends without an error."""
+def replacing(path: Path, *, durably: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` that takes its place when the block ends without an error.
+
+    Args:
+        path: The file to write.
+        durably: Whether its bytes have to be on the disk before its name is, in case the machine stops.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
-        move_into_place(temporary, path)
+        if durably:
+            move_into_place(temporary, path)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,32 +63,6 @@ def require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise SourceError(
-            f"Expected {size:,} bytes of free space in {folder}, found {free:,}. "
-            "Free some space, or set PYROSYS_CACHE to a folder on another disk."
+            f"Expected {size:,} bytes of free space in {folder}, found {free:,}. Free some space, or set PYROSYS_CACHE "
+            "(for files of the Hugging Face Hub HF_HUB_CACHE) to a folder on another disk."
         )
-
-
-def copy_stream(source: Readable, target: Path, *, total: int | None, label: str, progress: bool) -> int:
-    """Copy a stream into a new file and return the number of bytes.
-
-    Args:
-        source: What to read until its end, or until it has given more than ``total``.
-        target: The file to create.
-        total: The number of bytes to expect, if known; the caller compares.
-        label: The name of the progress bar.
-        progress: Whether to show one, on a terminal.
-
-    Raises:
-        SourceError: The disk is too small.
-    """
-    require_space(target.parent, total or 0)
-    copied = 0
-    bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None if progress else True)
-    with target.open("xb") as file, bar:
-        while chunk := source.read(CHUNK):
-            file.write(chunk)
-            copied += len(chunk)
-            bar.update(len(chunk))
-            if total is not None and copied > total:
-                break
-    return copied

@@ -85,8 +85,7 @@ def check_files(folder: Path) -> dict[str, Expected]:
             raise WeightsError(
                 f"Expected {name} in the entry {folder}, as its manifest says; it is missing. Fetch it again."
             )
-        expected.check_size(path.stat().st_size, str(path))
-        expected.check_sha256(Cache().sha256(path), str(path))
+        Cache().check(path, expected, str(path))
     return files
 
 

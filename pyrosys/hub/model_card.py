@@ -35,6 +35,7 @@ class ModelCard:
         name: Of the entry.
         fingerprint: Of the whole.
         parts: Fingerprints of the submodules that can be loaded on their own.
+        further: Fingerprints under which it is to be found as well: of an output alone, of a part in its place.
         facts: Rows of the table, such as the number of parameters.
         checks: What was verified before publication.
         weights_licence, code_licence: ``None`` where the publisher stated none.
@@ -47,6 +48,7 @@ class ModelCard:
     name: str
     fingerprint: str
     parts: Mapping[str, str]
+    further: Sequence[str]
     facts: Mapping[str, str]
     checks: Sequence[str]
     weights_licence: str | None = None
@@ -81,7 +83,9 @@ class ModelCard:
         return "\n\n".join(sections) + "\n"
 
     def _data(self) -> str:
-        prints = dict.fromkeys(fingerprint_tag(value) for value in (self.fingerprint, *self.parts.values()))
+        prints = dict.fromkeys(
+            fingerprint_tag(value) for value in (self.fingerprint, *self.parts.values(), *self.further)
+        )
         licence = (self.weights_licence or "unknown").lower()
         known = licence in LICENCES
         data = ModelCardData(

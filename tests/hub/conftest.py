@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
+from pyrosys.hub import write_weights
+from pyrosys.hub.manifest import write_manifest
 from tests.hub.hub_server import Hub, running_hub
-from tests.hub.servers import HubRepository, Server, running_server
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +20,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name, folder in {"HF_HUB_CACHE": "hub-cache", "HF_TOKEN_PATH": "token"}.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+        monkeypatch.setattr(constants, name, str(tmp_path / folder))  # the client has read the variables
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hugging Face Hub whose large files are LFS objects."""
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -35,6 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def xet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hugging Face Hub whose large files are Xet files."""
+    monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     (tmp_path / "store").mkdir()
     with running_hub(tmp_path / "store") as hub:
@@ -42,13 +47,22 @@ def xet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
+ENTRY = {"config.json": b"{}", "structure.json": b"[]", "README.md": b"# Model\n"}
 
 
 @pytest.fixture
-def repository(server: Server, monkeypatch: pytest.MonkeyPatch) -> HubRepository:
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    return HubRepository(server, "lab/model")
+def entry(tmp_path: Path) -> Path:
+    """A folder as an entry is, as far as fetching knows."""
+    folder = tmp_path / "entry"
+    folder.mkdir()
+    write_weights(folder / "model.safetensors", {"a": torch.arange(100.0)})
+    for name, content in ENTRY.items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def published(hub: Hub, entry: Path) -> Hub:
+    hub.repository("lab/model").add({path.name: path.read_bytes() for path in entry.iterdir()})
+    return hub

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlencode
 import uvicorn
 from hf_xet import XetFileInfo, XetSession  # pyright: ignore[reportAttributeAccessIssue] # it comes without types
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -96,6 +96,7 @@ class Hub:
         page: How many entries a listing has on one page.
         faults: What goes wrong.
         asked: All requests so far.
+        delivered: The digest of the file, for each time that one or a part of one was given.
         parts: What has been uploaded of large files.
         broken: Errors of the server itself.
     """
@@ -115,6 +116,7 @@ class Hub:
     page: int = 20
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    delivered: list[str] = field(default_factory=list)
     parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
     broken: list[Exception] = field(default_factory=list)
 
@@ -519,6 +521,8 @@ class Hub:
 
     def deliver(self, request: Request, file: File, headers: Mapping[str, str]) -> Response:
         content = self.content(file)
+        if request.method == "GET":
+            self.delivered.append(file.etag)
         if not self.ranges:
             return Response(content, headers=dict(headers))
         headers = {**headers, "Accept-Ranges": "bytes"}
@@ -581,6 +585,8 @@ class Hub:
                 self.asked.append(Asked(scope["method"], scope["path"], headers))
             try:
                 await faults(scope, receive, send)
+            except ClientDisconnect:  # whoever asked was killed in the middle of it
+                return
             except Dropped:
                 raise
             except Exception as error:

@@ -1,22 +1,24 @@
 """Fetching: from paths, from web addresses, through the cache, from several sources."""
 
+import asyncio
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from starlette.responses import RedirectResponse, StreamingResponse
 
 from pyrosys.errors import InputError, IntegrityError, SourceError
-from pyrosys.hub import fetch, fetch_first, file_sha256
+from pyrosys.hub import fetch, fetch_first
 from pyrosys.hub.cache import Cache
 from pyrosys.hub.sources import Source
-from tests.hub.servers import Server, answer
+from tests.hub.hub_repository import git_blob
+from tests.hub.hub_server import Fault, Hub
 
 ROOT = Path(__file__).parents[2]
 CONTENT = os.urandom(3_000_000)
@@ -25,16 +27,20 @@ OTHER = "0" * 64
 
 
 @pytest.fixture
-def uri(server: Server) -> str:
-    """The address of a file on the server."""
-    server.files["/weights.pt"] = CONTENT
-    return f"{server.url}/weights.pt"
+def uri(hub: Hub) -> str:
+    """The address of a file on the web."""
+    hub.files["/weights.pt"] = CONTENT
+    return f"{hub.url}/weights.pt"
 
 
-def start_fetch(uri: str) -> subprocess.Popen[str]:
-    """Fetch in another process, which prints where the file is."""
-    script = "import sys; from pyrosys.hub import fetch; print(fetch(sys.argv[1]))"
-    return subprocess.Popen([sys.executable, "-c", script, uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def ranges(hub: Hub) -> list[str | None]:
+    """The part that each request asked for."""
+    return [asked.headers.get("range") for asked in hub.asked]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrosys.hub.transfer.FIRST_WAIT", 0.001)
 
 
 def test_paths_are_returned_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +106,12 @@ def test_a_record_describes_a_file(record: dict, tmp_path: Path) -> None:
         fetch("hf://lab/model@main", **record)
 
 
-def test_a_file_is_downloaded_once(uri: str, server: Server, cache: Path) -> None:
+def test_a_file_is_downloaded_once(uri: str, hub: Hub, cache: Path) -> None:
     path = fetch(uri, sha256=SHA256, size=len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert path == cache / "objects" / f"{SHA256}.pt"
     assert fetch(uri) == fetch(uri, sha256=SHA256) == fetch(uri, offline=True) == path
-    assert server.requests["GET /weights.pt"] == 1
+    assert hub.count("GET /weights.pt") == 1
     assert list((cache / "partial").iterdir()) == []
 
 
@@ -117,22 +123,22 @@ def test_a_file_with_a_wrong_record_is_not_kept(uri: str, cache: Path) -> None:
     assert [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"] == []
 
 
-def test_a_changed_file_at_a_known_address_is_noticed(uri: str, server: Server) -> None:
+def test_a_changed_file_at_a_known_address_is_noticed(uri: str, hub: Hub) -> None:
     fetch(uri)
-    server.files["/weights.pt"] = b"new"
+    hub.files["/weights.pt"] = b"new"
     with pytest.raises(SourceError, match="offline mode"):
         fetch(uri, sha256=hashlib.sha256(b"new").hexdigest(), offline=True)
     assert fetch(uri, sha256=hashlib.sha256(b"new").hexdigest()).read_bytes() == b"new"
     assert fetch(uri, sha256=SHA256).read_bytes() == CONTENT
 
 
-def test_a_cut_object_is_fetched_again(uri: str, server: Server) -> None:
+def test_a_cut_object_is_fetched_again(uri: str, hub: Hub) -> None:
     path = fetch(uri)
     os.truncate(path, 10)
     assert fetch(uri).read_bytes() == CONTENT
     os.truncate(path, 10)
     assert fetch(uri, sha256=SHA256, size=len(CONTENT)).read_bytes() == CONTENT
-    assert server.requests["GET /weights.pt"] == 3
+    assert hub.count("GET /weights.pt") == 3
 
 
 def test_a_damaged_index_entry_is_written_again(uri: str, cache: Path) -> None:
@@ -175,35 +181,101 @@ def test_a_missing_file_and_a_dead_server_say_so(uri: str) -> None:
         fetch("http://127.0.0.1:1/x")
 
 
-def test_a_cut_connection_is_noticed(uri: str, server: Server, cache: Path) -> None:
-    def cut(handler: BaseHTTPRequestHandler) -> None:
-        answer(handler, CONTENT[:1000], Content_Length=str(len(CONTENT)))
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_broken_connection_is_taken_up_again(pinned: bool, uri: str, hub: Hub) -> None:
+    hub.faults += [
+        Fault("GET /weights.pt", drop_after=1_000_000, times=1),
+        Fault("GET /weights.pt", status=503, times=1),
+        Fault("GET /weights.pt", drop_after=500_000, times=1),
+    ]
+    assert fetch(uri, sha256=SHA256 if pinned else None).read_bytes() == CONTENT
+    assert ranges(hub) == [None, "bytes=1000000-", "bytes=1000000-", "bytes=1500000-"]
 
-    server.answers["/weights.pt"] = cut
-    with pytest.raises(SourceError, match=r"Expected 3,000,000 bytes .* ended after 1,000"):
+
+def test_without_ranges_a_download_starts_anew(uri: str, hub: Hub) -> None:
+    hub.ranges = False
+    hub.faults.append(Fault("GET /weights.pt", drop_after=1_000_000, times=1))
+    assert fetch(uri).read_bytes() == CONTENT
+
+
+def test_a_connection_that_always_breaks_is_an_error(uri: str, hub: Hub, cache: Path) -> None:
+    hub.ranges = False
+    hub.faults.append(Fault("GET /weights.pt", drop_after=1000))
+    with pytest.raises(SourceError, match=r"expected 3,000,000 bytes, .* after 1,000\. The first 1,000 bytes are kept"):
         fetch(uri)
     assert not (cache / "objects").exists()
 
 
-def test_an_endless_answer_is_cut_at_the_size_on_record(uri: str, server: Server) -> None:
-    def pour(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        while True:
-            handler.wfile.write(CONTENT)
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_next_run_goes_on(pinned: bool, uri: str, hub: Hub, cache: Path) -> None:
+    sha256 = SHA256 if pinned else None
+    hub.faults += [
+        Fault("GET /weights.pt", drop_after=1_000_000, times=1),
+        Fault("GET /weights.pt", status=404, times=1),
+    ]
+    with pytest.raises(SourceError, match="answered 404"):
+        fetch(uri, sha256=sha256)
+    hub.asked.clear()
+    assert fetch(uri, sha256=sha256).read_bytes() == CONTENT
+    assert ranges(hub) == ["bytes=1000000-"]
+    assert list((cache / "partial").iterdir()) == []
 
-    server.answers["/weights.pt"] = pour
+
+def test_a_mirror_goes_on_where_another_has_stopped(uri: str, hub: Hub) -> None:
+    hub.files["/mirror.pt"] = CONTENT
+    hub.faults += [Fault("GET /weights.pt", drop_after=1_000_000, times=1), Fault("GET /weights.pt", status=404)]
+    assert fetch_first([uri, f"{hub.url}/mirror.pt"], sha256=SHA256).read_bytes() == CONTENT
+    assert [str(asked) for asked in hub.asked] == ["GET /weights.pt", "GET /weights.pt", "GET /mirror.pt"]
+    assert ranges(hub)[-1] == "bytes=1000000-"
+
+
+def test_a_file_that_has_changed_meanwhile_starts_anew(uri: str, hub: Hub) -> None:
+    hub.faults += [
+        Fault("GET /weights.pt", drop_after=1_000_000, times=1),
+        Fault("GET /weights.pt", status=404, times=1),
+    ]
+    with pytest.raises(SourceError):
+        fetch(uri)
+    hub.files["/weights.pt"] = CONTENT[::-1]
+    assert fetch(uri).read_bytes() == CONTENT[::-1]
+
+
+def test_pieces_that_do_not_belong_together_are_noticed(uri: str, hub: Hub) -> None:
+    """One mirror damages the beginning, the other has the rest."""
+    hub.files["/mirror.pt"] = CONTENT[::-1]
+    hub.faults += [Fault("GET /mirror.pt", drop_after=1_000_000, times=1), Fault("GET /mirror.pt", status=404)]
+    assert fetch_first([f"{hub.url}/mirror.pt", uri], sha256=SHA256).read_bytes() == CONTENT
+    assert ranges(hub)[-2:] == ["bytes=1000000-", None]
+
+
+def test_a_partial_file_that_is_complete_or_too_long_is_no_problem(uri: str, hub: Hub, cache: Path) -> None:
+    for extra in (b"", b"more"):
+        folder = cache / "partial" / hashlib.sha256(uri.encode()).hexdigest()
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(CONTENT + extra)
+        (folder / "version").write_text(f'"{git_blob(CONTENT)}"')
+        assert fetch(uri).read_bytes() == CONTENT
+        shutil.rmtree(cache)
+
+
+def test_an_endless_answer_is_cut_at_the_size_on_record(uri: str, hub: Hub) -> None:
+    async def pour() -> AsyncIterator[bytes]:
+        while True:
+            yield CONTENT
+            await asyncio.sleep(0)  # in which the server notices that nobody listens any more
+
+    hub.answers["/weights.pt"] = StreamingResponse(pour())
     with pytest.raises(IntegrityError, match="1,000 bytes, found"):
         fetch(uri, size=1000)
 
 
-def test_secure_redirects_are_followed_and_others_refused(uri: str, server: Server) -> None:
+def test_secure_redirects_are_followed_and_others_refused(uri: str, hub: Hub) -> None:
     for path, location in {"/good": uri, "/bad": "http://example.org/weights.pt", "/file": "file:///etc/hosts"}.items():
-        server.answers[path] = lambda handler, location=location: answer(handler, status=302, Location=location)
-    assert fetch(f"{server.url}/good").read_bytes() == CONTENT
+        hub.answers[path] = RedirectResponse(location)
+    assert fetch(f"{hub.url}/good").read_bytes() == CONTENT
     for path in ("/bad", "/file"):
         with pytest.raises(SourceError, match=r"is not secure|is not allowed"):
-            fetch(server.url + path)
+            fetch(hub.url + path)
 
 
 def test_a_full_disk_is_noticed_before_the_download(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,85 +297,36 @@ def test_the_cache_lies_where_the_user_says(uri: str, tmp_path: Path, monkeypatc
     assert fetch(uri).is_relative_to(tmp_path / "home" / ".cache" / "pyrosys")
 
 
-def test_processes_that_want_the_same_file_download_it_once(uri: str, server: Server) -> None:
-    everyone_started = threading.Event()
-
-    def wait_then_answer(handler: BaseHTTPRequestHandler) -> None:
-        everyone_started.wait()
-        answer(handler, CONTENT)
-
-    server.answers["/weights.pt"] = wait_then_answer
-    processes = [start_fetch(uri) for _ in range(4)]
-    # The one that holds the lock is waiting for its answer; give the others the time to start.
-    with pytest.raises(subprocess.TimeoutExpired):
-        processes[0].wait(timeout=2)
-    everyone_started.set()
-    paths = {process.communicate()[0].strip() for process in processes}
-    assert [process.returncode for process in processes] == [0] * 4
-    assert [file_sha256(path) for path in paths] == [SHA256]
-    assert server.requests["GET /weights.pt"] == 1
-
-
-def test_a_killed_download_leaves_nothing_but_its_partial_file(uri: str, server: Server, cache: Path) -> None:
-    half_sent, killed = threading.Event(), threading.Event()
-
-    def stall(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(CONTENT)))
-        handler.end_headers()
-        handler.wfile.write(CONTENT[: len(CONTENT) // 2])
-        half_sent.set()
-        killed.wait()
-
-    server.answers["/weights.pt"] = stall
-    process = start_fetch(uri)
-    assert half_sent.wait(timeout=60)
-    while not any(path.stat().st_size for path in cache.glob("partial/*/file")):
-        assert process.poll() is None
-    process.kill()
-    process.communicate()
-    killed.set()
-    assert len(list((cache / "partial").iterdir())) == 1
-    assert not (cache / "objects").exists()
-    assert not (cache / "index").exists()
-    with pytest.raises(SourceError, match="is not in the cache"):
-        fetch(uri, offline=True)
-
-    del server.answers["/weights.pt"]
-    assert fetch(uri).read_bytes() == CONTENT
-    assert list((cache / "partial").iterdir()) == []
-
-
-def test_sources_are_tried_in_turn(uri: str, server: Server) -> None:
-    server.files["/damaged.pt"] = CONTENT[::-1]
-    dead, damaged = f"{server.url}/dead.pt", f"{server.url}/damaged.pt"
+def test_sources_are_tried_in_turn(uri: str, hub: Hub) -> None:
+    hub.files["/damaged.pt"] = CONTENT[::-1]
+    dead, damaged = f"{hub.url}/dead.pt", f"{hub.url}/damaged.pt"
     assert fetch_first([dead, damaged, uri], sha256=SHA256).read_bytes() == CONTENT
-    assert server.requests == {"GET /dead.pt": 1, "GET /damaged.pt": 1, "GET /weights.pt": 1}
+    assert [str(asked) for asked in hub.asked] == ["GET /dead.pt", "GET /damaged.pt", "GET /weights.pt"]
 
 
-def test_what_is_here_is_used_before_any_source_is_asked(uri: str, server: Server, tmp_path: Path) -> None:
+def test_what_is_here_is_used_before_any_source_is_asked(uri: str, hub: Hub, tmp_path: Path) -> None:
     path = tmp_path / "copy.safetensors"
     path.write_bytes(CONTENT)
-    dead = f"{server.url}/dead.pt"
+    dead = f"{hub.url}/dead.pt"
     assert fetch_first([dead, str(path)], sha256=SHA256) == path
     fetched = fetch(uri)
     assert fetch_first([dead, uri], sha256=SHA256) == fetched
-    assert server.requests["GET /dead.pt"] == 0
+    assert hub.count("GET /dead.pt") == 0
 
 
-def test_sources_may_have_records_of_their_own(uri: str, server: Server) -> None:
-    server.files["/other.pt"] = b"the same weights in another format"
-    other = hashlib.sha256(server.files["/other.pt"]).hexdigest()
+def test_sources_may_have_records_of_their_own(uri: str, hub: Hub) -> None:
+    hub.files["/other.pt"] = b"the same weights in another format"
+    other = hashlib.sha256(hub.files["/other.pt"]).hexdigest()
     sources: list[Source] = [
-        {"uri": f"{server.url}/dead.pt", "sha256": None, "size": None},
-        {"uri": f"{server.url}/other.pt", "sha256": other, "size": 34},
+        {"uri": f"{hub.url}/dead.pt", "sha256": None, "size": None},
+        {"uri": f"{hub.url}/other.pt", "sha256": other, "size": 34},
     ]
-    assert fetch_first([*sources, uri], sha256=SHA256).read_bytes() == server.files["/other.pt"]
+    assert fetch_first([*sources, uri], sha256=SHA256).read_bytes() == hub.files["/other.pt"]
 
 
-def test_all_failures_are_listed(uri: str, server: Server) -> None:
+def test_all_failures_are_listed(uri: str, hub: Hub) -> None:
     with pytest.raises(SourceError, match=r"None of 3 sources .*\n- .*404.*\n- .*SHA-256.*\n- .*found nothing"):
-        fetch_first([f"{server.url}/dead.pt", uri, "absent.pt"], sha256=OTHER)
+        fetch_first([f"{hub.url}/dead.pt", uri, "absent.pt"], sha256=OTHER)
     with pytest.raises(IntegrityError):
         fetch_first([uri], sha256=OTHER)
     with pytest.raises(InputError, match="at least one source"):

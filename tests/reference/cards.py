@@ -1,7 +1,8 @@
 """Compute ``zoo/cards`` from the reference implementations: ``python -m tests.reference.cards [LAYOUT ...]``.
 
 For each layout of published weights it records the structure card of the implementation that wrote them, and finds the
-plan from it to our model. The same versions give the same bytes.
+plan from it to our model. ``fingerprints`` computes what `pyrosys.find` knows of the zoo. The same versions give the same
+bytes.
 """
 
 import dataclasses
@@ -20,8 +21,11 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from pyrosys import Inputs, StructureCard, read_structure
 from pyrosys.adapters.card import CardSide
+from pyrosys.adapters.fingerprint import NOTHING, cuts, fingerprint, of_outputs, of_structure
 from pyrosys.adapters.match import match_sides
-from pyrosys.catalogue import CARDS, Layout, build, list_models, without_initialisation
+from pyrosys.adapters.structure import Structure
+from pyrosys.catalogue import CARDS, Layout, build, list_models, published, without_initialisation
+from pyrosys.finding import FINGERPRINTS
 from pyrosys.hub import write_weights
 from pyrosys.zoo.esm import ALPHABET, PADDING, SIZES, ESMConfig
 
@@ -126,10 +130,15 @@ def esm(config: ESMConfig) -> Reference:
     return model.eval(), Inputs(input_ids=tokens, attention_mask=(tokens != PADDING).long()), (tokens,)
 
 
+def zoo() -> list[str]:
+    """The models of the zoo, without those of the user's own catalogue."""
+    return [name for name in list_models() if published(name) is None]
+
+
 def layouts() -> dict[str, tuple[str, Callable[[], Reference]]]:
     """A model of the zoo and the reference for each layout."""
     found: dict[str, tuple[str, Callable[[], Reference]]] = {}
-    for name in list_models():
+    for name in zoo():
         layout = Layout.of(name)
         if name in SIZES:
             config = SIZES[name]
@@ -154,10 +163,48 @@ def compute(name: str, reference: Callable[[], Reference]) -> None:
     layout.path("plan.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
+def fingerprints(name: str) -> dict[str, Any]:
+    """Fingerprints of a model of the zoo, of its submodules that can be called, and of what it begins with."""
+    layout, model = Layout.of(name), build_on_meta(name).eval()
+    captured = layout.side(model).capture()
+    found = {"": [of_structure(Structure(captured)).whole, *of_outputs(captured)]}
+    inside = (fingerprint(model).parts, of_structure(Structure(captured)).parts)  # one may return more than the other
+    for part in sorted({**inside[0], **inside[1]}, key=lambda part: (part.count("."), part)):
+        callable_part = type(model.get_submodule(part)).forward is not nn.Module.forward
+        known = {*NOTHING, *(print_ for prints in found.values() for print_ in prints)}
+        new = [
+            print_ for print_ in dict.fromkeys(parts.get(part) for parts in inside) if print_ and print_ not in known
+        ]
+        if callable_part and part.count(".") < 2 and new:
+            found[part] = new
+    return {"fingerprints": found, "beginnings": sorted({*cuts(captured).values()} - NOTHING)}
+
+
+def write_fingerprints() -> None:
+    """Write those of every model; models of one configuration share them."""
+    done: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in zoo():
+        config = repr(build_on_meta(name).config)
+        done[name] = (
+            config,
+            next((prints for known, prints in done.values() if known == config), None) or fingerprints(name),
+        )
+        print(f"{name}: {done[name][1]['fingerprints'][''][0]}", flush=True)
+    text = json.dumps({name: prints for name, (_, prints) in done.items()}, separators=(",", ":"), sort_keys=True)
+    FINGERPRINTS.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def build_on_meta(name: str) -> Any:
+    with torch.device("meta"):
+        return build(name)
+
+
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
     known: dict[str, Any] = layouts()
-    for layout in wanted or known:
+    if not wanted or "fingerprints" in wanted:
+        write_fingerprints()
+    for layout in [name for name in wanted if name != "fingerprints"] if wanted else known:
         name, reference = known[layout]
         start = time.monotonic()
         compute(name, reference)
