@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import pyrosys
 from pyrosys.cli.common import Add, add_json, print_json
 
 __all__ = ["declare"]

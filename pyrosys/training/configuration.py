@@ -62,7 +62,9 @@ class ModelSettings:
             )
         if self.start is not None:
             if self.config:
-                raise InputError("Expected no `config` beside `start` under `model`, found one. The weights have their own.")
+                raise InputError(
+                    "Expected no `config` beside `start` under `model`, found one. The weights have their own."
+                )
             return load(self.start)
         kind = catalogue.family_class(self.family)
         return kind(validate(typing.get_type_hints(kind.__init__)["config"], self.config, "model.config"))

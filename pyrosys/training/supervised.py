@@ -73,7 +73,9 @@ class SupervisedTask(Task):
         x = self.model.encode(tokens)
         if self.level == "protein":
             alphabet = self.model.alphabet
-            residues = batch["mask"] & (tokens != alphabet.index[alphabet.start]) & (tokens != alphabet.index[alphabet.end])
+            residues = (
+                batch["mask"] & (tokens != alphabet.index[alphabet.start]) & (tokens != alphabet.index[alphabet.end])
+            )
             x = (x * residues[..., None]).sum(1) / residues.sum(1, keepdim=True).clamp(min=1)
         return self._finish(x)
 
@@ -95,9 +97,7 @@ class SupervisedTask(Task):
             self.measures["squared_error"].update(squared_error(prediction, labels, chosen))
             self.measures["spearman"].update(prediction, labels, chosen)
         else:
-            found, labels, chosen = (
-                x.reshape(len(labels), -1) for x in (prediction.argmax(-1), labels, chosen)
-            )
+            found, labels, chosen = (x.reshape(len(labels), -1) for x in (prediction.argmax(-1), labels, chosen))
             self.measures["accuracy"].update(found, labels, chosen)
 
     def settings(self) -> dict[str, Any]:
@@ -152,7 +152,9 @@ class SupervisedTask(Task):
         model, head = entries
         config = Entry.open(head).config["config"]
         if not isinstance(config, dict) or config.keys() != {"level", "classes", "hidden", "dropout"}:
-            raise WeightsError(f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries.")
+            raise WeightsError(
+                f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries."
+            )
         task = cls(load(model), **config, **options)
         load(head, into=task.head)
         return task.eval()

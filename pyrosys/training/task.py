@@ -23,6 +23,7 @@ from pyrosys.training.tuning import FULL, Tuning
 
 __all__ = ["Task"]
 
+
 class Task(pl.LightningModule, ABC):
     """A model, a loss, metrics, an optimiser and a schedule.
 

@@ -195,7 +195,10 @@ def run_worker(
             limit_val_batches=None if validated else 0,
             log_every_n_steps=trainer.log_every,
             logger=[History(trainer.path / "history.jsonl"), *trainer.loggers],
-            callbacks=[*_callbacks(trainer, validated), saved],  # last, so that what it saves of the others is up to date
+            callbacks=[
+                *_callbacks(trainer, validated),
+                saved,
+            ],  # last, so that what it saves of the others is up to date
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
