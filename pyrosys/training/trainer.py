@@ -236,11 +236,16 @@ class _Data(pl.LightningDataModule):
 
     def train_dataloader(self) -> Stream:
         """All batches of the run."""
-        return Stream(self.source, self.length, self.trainer.global_rank, self.trainer.world_size)
+        return Stream(self.source, self.length, *self._place())
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> _Again:
         """The batches of validation."""
-        return _Again(lambda: self.source.validation(self.trainer.global_rank, self.trainer.world_size))
+        return _Again(lambda: self.source.validation(*self._place()))
+
+    def _place(self) -> tuple[int, int]:
+        """Which process this is, and how many there are."""
+        assert self.trainer is not None  # Lightning asks for data within a run only
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 class _Again:
@@ -266,8 +271,10 @@ class _Seed(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, index: int) -> None:
-        words = np.random.SeedSequence((self.seed, index, trainer.global_rank)).generate_state(1, np.uint64)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        words = np.random.SeedSequence((self.seed, batch_idx, trainer.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
 
 
@@ -278,16 +285,16 @@ class _Progress(Callback):
         self.steps = steps
         self.bar: tqdm[Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         hidden = None if trainer.is_global_zero else True
         self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", leave=False, disable=hidden)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self.bar is not None and trainer.global_step > self.bar.n:
             self.bar.set_postfix(trainer.progress_bar_metrics, refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
 

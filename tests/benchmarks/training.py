@@ -96,9 +96,9 @@ def hugging_face(sequences: list[str], directory: Path) -> float:
     clock = Clock()
 
     class Timed(transformers.Trainer):
-        def training_step(self, model: Any, inputs: Any, *arguments: Any) -> Tensor:
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
             tokens = int(inputs["attention_mask"].sum())
-            loss = super().training_step(model, inputs, *arguments)
+            loss = super().training_step(model, inputs, num_items_in_batch)
             clock.stop(tokens)
             clock.start()  # the optimiser and the next batch count for the next step
             return loss
@@ -127,7 +127,7 @@ def pyrosys(data: DataModule, directory: Path) -> float:
     clock = Clock()
 
     class Timed(MaskedLanguageTask):
-        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             clock.stop(int(batch["mask"].sum()))
             clock.start()
 

@@ -1,6 +1,7 @@
 """Runs: exact when they go on after a stop, and the same on every backend."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def cluster() -> Iterator[None]:
     with quiet():
         import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
