@@ -39,6 +39,7 @@ COMMANDS = (
     "find",
     "catalogue",
     "prepare",
+    "train",
     "demo",
 )
 

@@ -1,7 +1,7 @@
 """Data sets on disk, read by row, with memory that does not grow with their size.
 
-Arrow files are mapped into memory: the operating system brings in what is read. Parquet files are read by row group, and
-the groups that were used last are kept.
+Files are read by row group, and the groups that were used last are kept. Those of Arrow files are mapped into memory: the
+operating system brings in what is read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dataset:
     Args:
         path: A folder that `prepare` wrote, any folder of files, a file, or several files. Files of a folder are taken by
             name. Those of Arrow are in its file format and not compressed, if they are to be mapped into memory.
-        cache: How many bytes of row groups of Parquet files to keep.
+        cache: How many bytes of row groups to keep.
 
     Raises:
         InputError: There are no such files, they are damaged, or their columns are not as `schema` describes them.
@@ -188,15 +188,17 @@ class Dataset:
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
     def _group(self, group: int, columns: Sequence[str]) -> Any:
-        """Columns of a row group of Parquet, from memory if they were used lately, or of a part of an Arrow file."""
-        file, number = self._places[group]
-        if self.paths[file].suffix == ".arrow":
-            return self._files[file].get_batch(number)
+        """Columns of a row group, from memory if they were used lately."""
         key = (group, *columns)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        table = self._files[file].read_row_group(number, columns=list(columns), use_threads=False).combine_chunks()
+        number, place = self._places[group]
+        file = self._files[number]
+        if self.paths[number].suffix == ".arrow":
+            table = file.get_batch(place).select(list(columns))
+        else:
+            table = file.read_row_group(place, columns=list(columns), use_threads=False).combine_chunks()
         self._kept[key] = table
         self._kept_bytes += table.nbytes
         while self._kept_bytes > self.cache and len(self._kept) > 1:
@@ -250,7 +252,7 @@ def _value(scalar: pa.Scalar) -> Any:
     types = pyarrow("types")
     if not scalar.is_valid:
         return None
-    if not (types.is_list(scalar.type) or types.is_large_list(scalar.type)):
+    if not any(listed(scalar.type) for listed in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         return scalar.as_py()
     values = scalar.values
     if not types.is_nested(values.type):

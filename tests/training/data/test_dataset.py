@@ -1,6 +1,7 @@
 """Data sets: rows by number, from files of either kind, and what is said of files that do not fit."""
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pyrosys.errors import InputError
-from pyrosys.training.data import Dataset
+from pyrosys.errors import InputError, MissingExtra
+from pyrosys.training.data import Dataset, prepare
 from tests.training.data.conftest import random_sequences
 
 
@@ -106,6 +107,12 @@ def test_missing_values_and_columns_are_explained(tmp_path: Path) -> None:
         dataset.read([1], ["sequence"])
     with pytest.raises(IndexError):
         dataset.read([2], ["sequence"])
+
+
+def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match="pyrosys\\[train\\]"):
+        prepare(tmp_path / "a.fasta", tmp_path / "set")
 
 
 def test_files_that_are_none_are_explained(table: pa.Table, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pyrosys.training.data import Backbones, Labelled, MaskedResidues, Recipe
 from pyrosys.training.data.recipes import crop_row
 from pyrosys.zoo.esm import ALPHABET, ESM, ESMConfig
 from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
-from tests.training.data.test_prepare import DATA
+from tests.training.data.test_preparation import DATA
 
 ALPHABET_MASK = ALPHABET.index["<mask>"]
 STANDARD = {ALPHABET.index[letter] for letter in "ACDEFGHIKLMNPQRSTVWY"}

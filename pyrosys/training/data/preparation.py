@@ -1,7 +1,7 @@
 """Prepare a data set: from FASTA, CSV and structure files to Parquet or Arrow files with clusters and splits.
 
-Memory does not grow with the sources but for a few bytes per record (and, if sequences are clustered here, the sequences),
-and a preparation that was killed goes on where it was:
+Memory does not grow with the sources but for some tens of bytes per record and, if sequences are clustered here, some
+hundred per residue. A preparation that was killed goes on where it was:
 
 1. Read: records are checked and gathered in parts of some megabytes. A part carries how far the sources were read when it
    was complete, and appears whole or not at all. So a killed run goes on after its last part: nothing is lost or doubled.
@@ -39,9 +39,11 @@ from pyrosys.training.data.schema import SPLITS, prepared_schema, pyarrow
 __all__ = ["prepare"]
 
 PART_BYTES = 32 << 20  # of a part in memory
-GROUP_BYTES = 1 << 20  # of a row group: what one random access to a Parquet file reads
+GROUP_BYTES = 256 << 10  # of a row group: what one random access to a Parquet file reads
 DIGESTS_AT_ONCE = 1 << 22
 EXAMPLES = 5  # names to give of records that were rejected for a reason
+# What may change between reading and writing.
+ARRANGING = frozenset(("clusters", "clusters_file", "format", "fractions", "identity", "seed", "sources"))
 PATIENCE = 3.0  # seconds before a progress bar appears
 
 
@@ -108,8 +110,14 @@ def prepare(
     named = [str(sources)] if isinstance(sources, str | Path) else [str(source) for source in sources]
     files = find_sources(named, progress=progress)
     settings = {**asdict(options), "sources": named, "files": [_describe(file) for file in files]}
+    if clusters is not None:
+        if not Path(clusters).is_file():
+            raise InputError(f"Expected a table of clusters at {clusters}, found none. Check the path.")
+        settings["clusters_file"] = _describe(Path(clusters))
     settings = json.loads(json.dumps(settings))  # as it is read again
     folder = Path(output).absolute()
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise InputError(f"Expected a folder at {folder}, or a place for one, found a file. Choose another output.")
     manifest = folder / MANIFEST
     if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["settings"] != settings:
         raise InputError(f"Expected no other data set in {folder}, found one. Choose another output.")
@@ -150,7 +158,7 @@ class _Options:
     format: str
 
     def __post_init__(self) -> None:
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        if len(self.fractions) != 3 or not (min(self.fractions) >= 0 and abs(sum(self.fractions) - 1) < 1e-6):
             raise InputError(
                 f"Expected shares of {', '.join(SPLITS)} that add up to 1, found {self.fractions}. The usual ones are "
                 "0.9, 0.05 and 0.05."
@@ -211,15 +219,17 @@ def _describe(file: Path) -> dict[str, Any]:
 def _enter(work: Path, settings: dict[str, Any]) -> None:
     """Begin, or make sure that what was begun is the same."""
     path = work / "settings.json"
-    if not path.exists():
-        with replacing(path) as file:
-            file.write(json.dumps(settings).encode())
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [name for name in settings if settings[name] != before.get(name)]:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [name for name in settings if settings[name] != before.get(name)]
+    written = any(work.parent.glob("part-*"))
+    read = any(work.glob("read-*.arrow")) and not ARRANGING.issuperset(changed)
+    if changed and (written or read):
         raise InputError(
             f"Expected the {' and '.join(changed)} that the data set in {work.parent} was begun with, found others. "
             "Go on with the same, or delete the folder and begin again."
         )
+    with replacing(path) as file:
+        file.write(json.dumps(settings).encode())
 
 
 def _label_type(files: Sequence[Path], columns: Mapping[str, str]) -> Any:
@@ -430,9 +440,10 @@ def _pieces(parts: Sequence[Path], values: ndarray) -> Iterator[ndarray]:
 
 def _index_clusters(path: Path, work: Path) -> sqlite3.Connection:
     """Put a table of clusters into a data base, which finds a name without holding the table in memory."""
+    (work / "clusters.sqlite").unlink(missing_ok=True)  # of a run that was killed
     connection = sqlite3.connect(work / "clusters.sqlite")
     connection.executescript(
-        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; DROP TABLE IF EXISTS members;"
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
         "CREATE TABLE members (name TEXT PRIMARY KEY, cluster TEXT NOT NULL) WITHOUT ROWID;"
     )
     try:

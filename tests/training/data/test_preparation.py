@@ -17,7 +17,7 @@ import pytest
 import pyrosys
 from pyrosys.cli import main
 from pyrosys.errors import InputError
-from pyrosys.training.data import Dataset, prepare
+from pyrosys.training.data import Dataset, preparation, prepare
 from tests.training.data.conftest import random_sequences, write_fasta
 
 DATA = Path(__file__).parents[2] / "data"
@@ -150,18 +150,15 @@ def test_the_same_again_changes_nothing(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from pyrosys.training.data import prepare as module
-import pyrosys.training.data.prepare
-files = sys.modules["pyrosys.training.data.prepare"]
-files.PART_BYTES = 4000
-prepare = files.prepare
-prepare(sys.argv[1:-1], sys.argv[-1], progress=False, identity=None)
+from pyrosys.training.data import preparation
+preparation.PART_BYTES = 4000
+preparation.prepare(sys.argv[1:-1], sys.argv[-1], progress=False, identity=None)
 """
 
 
 def test_a_killed_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed again and again, it gives in the end what it gives undisturbed."""
-    monkeypatch.setattr(sys.modules["pyrosys.training.data.prepare"], "PART_BYTES", 4000)
+    monkeypatch.setattr(preparation, "PART_BYTES", 4000)
     sources = [
         write_fasta(tmp_path / f"{name}.fasta", random_sequences(400, seed)) for name, seed in (("a", 1), ("b", 2))
     ]
@@ -190,20 +187,28 @@ def test_a_killed_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Counter(path.suffix for path in output.iterdir()) == {".parquet": expected["files"], ".json": 1}
 
 
+def test_a_source_can_be_mended(tmp_path: Path) -> None:
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("MKTA\n")
+    with pytest.raises(InputError, match="begins with >"):
+        prepare(fasta, tmp_path / "set")
+    write_fasta(fasta, ["MKTA"])
+    assert prepare(fasta, tmp_path / "set")["items"] == 1
+
+
 def test_it_goes_on_only_with_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["pyrosys.training.data.prepare"]
     fasta = write_fasta(tmp_path / "a.fasta", random_sequences(20))
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_arrange", stop)
+        patch.setattr(preparation, "_arrange", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(fasta, tmp_path / "set")
     with pytest.raises(InputError, match="Expected the shortest that"):
         prepare(fasta, tmp_path / "set", shortest=7)
-    prepare(fasta, tmp_path / "set")
+    prepare(fasta, tmp_path / "set", identity=None)  # nothing was clustered yet
     shutil.rmtree(tmp_path / "set")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine.txt").touch()
@@ -220,12 +225,15 @@ def test_it_goes_on_only_with_the_same(tmp_path: Path, monkeypatch: pytest.Monke
         ({"format": "csv"}, "'parquet' or 'arrow'"),
         ({"columns": {"sequenz": "a"}}, "sequenz"),
         ({"longest": 3}, "found none: longer than 3"),
+        ({"clusters": "absent.tsv"}, "a table of clusters at absent.tsv"),
+        ({"output": __file__}, "found a file"),
+        ({"fractions": (float("nan"), 0.0, 1.0)}, "add up to 1"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", ["MKTA"])
     with pytest.raises(InputError, match=message):
-        prepare(fasta, tmp_path / "set", **change)  # type: ignore[arg-type]
+        prepare(fasta, **{"output": tmp_path / "set", **change})
 
 
 @pytest.mark.parametrize(
