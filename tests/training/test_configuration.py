@@ -1,5 +1,8 @@
 """Configuration files: what they say is what is built, and what is wrong in them is explained."""
 
+import dataclasses
+import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +118,15 @@ def test_files_that_are_no_configuration_are_refused(text: str, tmp_path: Path) 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_of_our_models_are_sound(path: Path) -> None:
     assert Configuration.read(path).entry.name == path.stem
+
+
+def test_documentation_names_every_setting() -> None:
+    page = (ROOT / ".github" / "docs" / "training.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL))
+    hints = typing.get_type_hints(Configuration)
+    assert set(sections) == set(hints)
+    for name, text in sections.items():
+        kinds = typing.get_args(hints[name]) or (hints[name],)
+        documented = {setting for row in re.findall(r"^\| (`.*?) \|", text, re.M) for setting in re.findall(r"`(\w+)`", row)}
+        existing = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+        assert documented == existing - {"loggers"}
