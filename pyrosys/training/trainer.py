@@ -156,13 +156,26 @@ class Trainer:
                 f"Expected no run in {self.path}, found one. Resume it (`resume=True`, or --resume on the command line), "
                 "or choose another directory."
             )
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in now | before if now.get(key) != before.get(key)]
+        before, now = (dict(_flat(settings)) for settings in (json.loads(path.read_text(encoding="utf-8")), now))
+        changed = [
+            f"{name} {before.get(name)!r} then and {now.get(name)!r} now"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
         if changed:
-            lines = [f"- {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
             raise InputError(
-                "\n".join([f"Expected the settings that the run in {self.path} was started with, found:", *lines])
+                f"Expected the settings that the run in {self.path} was started with, found {', '.join(changed)}. Go back to "
+                "them, or choose another directory."
             )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of sections by their full names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def run_worker(

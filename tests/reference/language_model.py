@@ -116,12 +116,13 @@ def publish(model: MaskedLanguageModel[Any], dataset: Dataset, perplexities: dic
         label: min(v for name, v in perplexities.items() if label in name) for label in ("preceding", "surrounding")
     }
     description = (
-        f"A small language model in the form of ESM-2, trained for {run['steps']} steps on {dataset.manifest['items']:,} "
-        "proteins of six bacteria (RefSeq proteomes as shipped in the Python package carveme 1.6.6, Apache-2.0), split by "
-        "clusters of 50 % identity. It is a default that needs no network, for trying things out; take ESM-2 for work. "
+        f"A small language model in the form of ESM-2, trained for {run['steps']:,} steps on "
+        f"{dataset.manifest['splits']['train']:,} proteins of six bacteria (RefSeq proteomes as shipped in the Python package "
+        "carveme 1.6.6, Apache-2.0), split from others by clusters of 50 % identity. It is a "
+        "default that needs no network, for trying things out; take ESM-2 for work. "
         f"Perplexity on held-out clusters, with a seventh of the residues hidden: {perplexities['language model']:.2f}; "
         f"unigram: {perplexities['unigram']:.2f}; best n-gram of preceding letters: {best['preceding']:.2f}, of letters on "
-        f"both sides: {best['surrounding']:.2f}. `make train-default` reproduces it."
+        f"both sides: {best['surrounding']:.2f}. The command make train-default reproduces it."
     )
     published = pyrosys.publish(
         model,
@@ -132,6 +133,7 @@ def publish(model: MaskedLanguageModel[Any], dataset: Dataset, perplexities: dic
         description=description,
         provenance={"data": dataset.digest, "perplexity": perplexities},
     )
+    (ENTRIES / f".{NAME}.lock").unlink(missing_ok=True)
     folder = ENTRIES / NAME
     card = {
         "family": "esm",

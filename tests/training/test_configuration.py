@@ -127,6 +127,8 @@ def test_documentation_names_every_setting() -> None:
     assert set(sections) == set(hints)
     for name, text in sections.items():
         kinds = typing.get_args(hints[name]) or (hints[name],)
-        documented = {setting for row in re.findall(r"^\| (`.*?) \|", text, re.M) for setting in re.findall(r"`(\w+)`", row)}
+        documented = {
+            setting for row in re.findall(r"^\| (`.*?) \|", text, re.M) for setting in re.findall(r"`(\w+)`", row)
+        }
         existing = {field.name for kind in kinds for field in dataclasses.fields(kind)}
         assert documented == existing - {"loggers"}
