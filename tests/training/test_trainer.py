@@ -195,4 +195,4 @@ def test_fewer_bits_for_products_give_nearly_the_same_losses(proteins: Path, who
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"workers": 0}, {"clip": 0.0}, {"backend": "abacus"}, {"patience": 0}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Trainer(tmp_path, **{"steps": 1, **wrong})  # type: ignore[arg-type]
+        Trainer(tmp_path, **{"steps": 1, **wrong})
