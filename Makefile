@@ -3,6 +3,7 @@
 # make check   ruff, pyright and the docs build, then the tests: what continuous integration runs
 # make docs    build the documentation into build/docs
 # make bench   run the benchmarks
+# make train-default   train the language model that comes with the package again, in about an hour
 # make portbench   port weights between the packages of .github/portbench.txt; OPTIONS='--help' says how
 # make generated   port generated models between spellings, hundreds of them; OPTIONS='--help' says how
 # make cards   compute zoo/cards, the plans for published weights, from the reference implementations
@@ -22,6 +23,10 @@ PORTBENCH := .venv-portbench
 PORTBENCH_PYTHON := $(PORTBENCH)/bin/python
 PORTBENCH_PACKAGES := .github/portbench-imports.txt .github/portbench.txt
 OPTIONS ?=
+
+# What the language model that comes with the package is trained on.
+SPECIES := Bsubtilis_168 Ecoli_K12_MG1655 M_genitalium_G37 Paeruginosa_PAO1 Rsolanacearum_GMI1000 Soneidensis_MR1
+PROTEOMES := $(SPECIES:%=pypi://carveme==1.6.6/carveme/data/benchmark/fasta/%.faa)
 
 # Each installation leaves a stamp and is repeated only when what it depends on has changed.
 CORE := $(VENV)/core.stamp
@@ -67,6 +72,12 @@ cards: $(DEV)
 
 generated: $(DEV)
 	$(BIN)/python -m tests.adapters.generated $(OPTIONS)
+
+# Each of the first two goes on where it was if it is interrupted.
+train-default: $(DEV)
+	$(BIN)/pyrosys prepare $(PROTEOMES) --shortest 30 --output build/pyrosys-lm-1m/proteins
+	$(BIN)/pyrosys train .github/models/pyrosys-lm-1m.yaml --resume
+	$(BIN)/python -m tests.reference.language_model
 
 portbench: $(PORTBENCH)/packages.stamp
 	$(PORTBENCH_PYTHON) -m tests.portbench $(OPTIONS)

@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 CARDS = Path(str(files("pyrosys.zoo"))) / "cards"
+ENTRIES = CARDS.parent / "entries"  # published entries that come with the package, and a catalogue of them
 Value = TypeVar("Value")
 TOLERANCE = 1e-5  # of the largest output, in float64: some implementations keep constants in float32
 
@@ -355,6 +356,11 @@ def _zoo() -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(CARDS.parent.glob("*.json")):
         entries |= read_family(path)
+    for path in sorted(ENTRIES.glob("*.json")):
+        found = read_family(path)
+        for source in (source for entry in found.values() for source in entry["sources"]):
+            source["uri"] = str(ENTRIES / source["uri"])
+        entries |= found
     return entries
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,6 @@ COMMANDS = (
     "find",
     "catalogue",
     "prepare",
-    "train",
     "train",
     "analyse",
     "demo",
@@ -512,3 +513,23 @@ def test_weights_from_a_file_are_published(published: Path, capsys: pytest.Captu
     assert again.read_bytes() == Path(weights).read_bytes()
     assert main([*arguments, "--weights", str(published / "lab" / "mine" / "probe.safetensors")]) == 2
     assert "missing" in capsys.readouterr().err
+
+
+def test_train_writes_an_entry_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"sequence": "MKTAYIAKQR" * (1 + n % 2), "split": ("train", "validation")[n % 2]} for n in range(8)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    configuration = tmp_path / "configuration.yaml"
+    configuration.write_text(
+        "model: {family: esm, config: {layers: 1, width: 8, heads: 2, contacts: false}}\n"
+        "task: {kind: masked-language}\n"
+        f"data: {{path: {tmp_path / 'data.parquet'}, tokens: 64}}\n"
+        f"trainer: {{directory: {tmp_path / 'run'}, steps: 2, accelerator: cpu}}\n"
+    )
+    facts = json.loads(read(capsys, "train", str(configuration), "--json"))
+    assert facts["steps"] == 2
+    assert isinstance(pyrosys.load(facts["entries"][0]), ESM)
+    assert "found one. Resume it" in fail(capsys, "train", str(configuration))
+    assert "--resume" in fail(capsys, "train", str(configuration))
+    assert "2 steps" in read(capsys, "train", str(configuration), "--resume")
+    message = fail(capsys, "train", str(configuration), "--resume", "--set", "optimiser.warmup=1")
+    assert "optimiser.warmup 0 then and 1 now." in message

@@ -3,11 +3,12 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pyrosys
-from pyrosys.catalogue import build
+from pyrosys.catalogue import build, published
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -21,11 +22,16 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run in order, as one program, with random weights in place of those from the network."""
-    shutil.copy(ROOT / "tests" / "data" / "1ubq.cif", tmp_path)
+    for name in ("1ubq.cif", "proteins.fasta"):
+        shutil.copy(ROOT / "tests" / "data" / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
     load = pyrosys.load
-    monkeypatch.setattr(pyrosys, "load", lambda name, **how: load(name, **how) if how else build(name).eval())
+
+    def without_network(name: str, **how: Any) -> Any:
+        return load(name, **how) if how or published(name) else build(name).eval()
+
+    monkeypatch.setattr(pyrosys, "load", without_network)
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)

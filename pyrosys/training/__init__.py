@@ -3,7 +3,7 @@
 from pyrosys.errors import MissingExtra
 
 try:
-    from pyrosys.training.data import Backbones, DataModule, Labelled, MaskedResidues
+    from pyrosys.training.data import Backbones, DataModule, Labelled, MaskedResidues, prepare
     from pyrosys.training.inverse_folding import InverseFoldingTask
     from pyrosys.training.language import MaskedLanguageTask
     from pyrosys.training.optimiser import Optimiser
@@ -29,4 +29,5 @@ __all__ = [
     "SupervisedTask",
     "Task",
     "Trainer",
+    "prepare",
 ]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +84,16 @@ class Checkpoints(Callback):
         self.validate_every = validate_every
         self.best = float("inf")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save the run if it is time to, unless it will be validated now."""
         stepped = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
         validated = self.validate_every is not None and trainer.global_step % self.validate_every == 0
         if stepped and trainer.global_step % self.every == 0 and not validated:
             self._save(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the parameters if they are the best so far, and the run."""
         if trainer.state.fn != "fit":
             return
@@ -100,22 +101,22 @@ class Checkpoints(Callback):
         if loss < self.best:
             self.best = loss
             if trainer.is_global_zero:
-                write_weights(self.directory / "best.safetensors", task.state_dict())
+                write_weights(self.directory / "best.safetensors", pl_module.state_dict())
         self._save(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the parameters after the last step."""
         if trainer.is_global_zero:
-            write_weights(self.directory / "final.safetensors", task.state_dict())
+            write_weights(self.directory / "final.safetensors", pl_module.state_dict())
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
         """What the run goes on with."""
         return {"best": self.best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with it."""
-        self.best = state["best"]
+        self.best = state_dict["best"]
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.directory / "last.ckpt")

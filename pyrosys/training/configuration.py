@@ -66,6 +66,7 @@ class ModelSettings:
                     "Expected no `config` beside `start` under `model`, found one. The weights have their own."
                 )
             return load(self.start)
+        assert self.family is not None
         kind = catalogue.family_class(self.family)
         return kind(validate(typing.get_type_hints(kind.__init__)["config"], self.config, "model.config"))
 

@@ -12,7 +12,7 @@ from pyrosys.losses import Average, inverse_folding_loss
 from pyrosys.metrics import Perplexity, SequenceRecovery
 from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
-from pyrosys.training.task import Task
+from pyrosys.training.task import Task, example_inputs
 from pyrosys.training.tuning import FULL, Tuning
 
 __all__ = ["InverseFoldingTask"]
@@ -45,7 +45,7 @@ class InverseFoldingTask(Task):
     ) -> None:
         super().__init__(model, optimiser, tuning)
         self.smoothing = smoothing
-        self.leave_out_unused(self.model(*model.example_input_array))
+        self.leave_out_unused(self.model(*example_inputs(model)))
 
     def predict(self, batch: Batch) -> Tensor:
         """Compute log-probabilities of every letter."""

@@ -12,7 +12,7 @@ from pyrosys.losses import Average, cross_entropy
 from pyrosys.metrics import Perplexity, SequenceRecovery
 from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
-from pyrosys.training.task import Task
+from pyrosys.training.task import Task, example_inputs
 from pyrosys.training.tuning import FULL, Tuning
 
 __all__ = ["MaskedLanguageTask"]
@@ -36,7 +36,7 @@ class MaskedLanguageTask(Task):
         self, model: MaskedLanguageModel[Any], optimiser: Optimiser | None = None, tuning: Tuning = FULL
     ) -> None:
         super().__init__(model, optimiser, tuning)
-        self.leave_out_unused(self.model(*model.example_input_array))
+        self.leave_out_unused(self.model(*example_inputs(model)))
 
     def predict(self, batch: Batch) -> Tensor:
         """Compute logits of every token."""

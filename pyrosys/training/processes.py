@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
 from typing import Any
 
-import torch.multiprocessing as multiprocessing
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from pyrosys.errors import PyrosysError, TrainingError
 from pyrosys.training.data import DataModule
@@ -29,8 +30,8 @@ def run_in_processes(trainer: Trainer, task: Task, data: DataModule) -> None:
     # As bytes, or the workers would share the memory of the parameters, and each change those of all.
     run = pickle.dumps((trainer, task, data))
     try:
-        multiprocessing.spawn(_work, (run, trainer.workers, _free_port(), errors), nprocs=trainer.workers)
-    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+        spawn(_work, (run, trainer.workers, _free_port(), errors), nprocs=trainer.workers)
+    except (ProcessRaisedException, ProcessExitedException) as error:
         if not errors.empty():
             raise errors.get() from error
         raise TrainingError(f"Expected the workers to finish, found: {error}") from error

@@ -20,7 +20,7 @@ from pyrosys.modules import PropertyHead
 from pyrosys.publishing import publish
 from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
-from pyrosys.training.task import Task
+from pyrosys.training.task import Task, example_inputs
 from pyrosys.training.tuning import FULL, Tuning
 
 __all__ = ["SupervisedTask"]
@@ -62,7 +62,8 @@ class SupervisedTask(Task):
         self.level = level
         self.classes = None if classes is None else tuple(classes)
         super().__init__(model, optimiser, tuning)
-        encoded = self.model.encode(*model.example_input_array)
+        (tokens,) = example_inputs(model)
+        encoded = self.model.encode(tokens)
         outputs = 1 if classes is None else len(classes)
         self.head = PropertyHead(encoded.shape[-1], outputs, hidden=hidden, dropout=dropout)
         self.leave_out_unused(self.head(encoded))
@@ -133,7 +134,8 @@ class SupervisedTask(Task):
 
     def publish(self, hub: str | Path, name: str = "model", **about: Any) -> list[str]:
         """Publish the model, and the head as an entry of its own, called ``<name>-head``."""
-        example = self.model.encode(*self.model.example_input_array).detach()
+        (tokens,) = example_inputs(self.model)
+        example = self.model.encode(tokens).detach()
         head = publish(self.head, f"{name}-head", hub=hub, inputs=(example,), config=self._head_config(), **about)
         return [*super().publish(hub, name, **about), head.address]
 
@@ -155,7 +157,12 @@ class SupervisedTask(Task):
             raise WeightsError(
                 f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries."
             )
-        task = cls(load(model), **config, **options)
+        encoder = load(model)
+        if not isinstance(encoder, MaskedLanguageModel):
+            raise WeightsError(
+                f"Expected a language model in {model}, found a {type(encoder).__name__}. Pass both entries."
+            )
+        task = cls(encoder, **config, **options)
         load(head, into=task.head)
         return task.eval()
 

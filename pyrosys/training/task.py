@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -21,7 +22,7 @@ from pyrosys.training.data.recipes import Batch
 from pyrosys.training.optimiser import Optimiser
 from pyrosys.training.tuning import FULL, Tuning
 
-__all__ = ["Task"]
+__all__ = ["Task", "example_inputs"]
 
 
 class Task(pl.LightningModule, ABC):
@@ -109,7 +110,7 @@ class Task(pl.LightningModule, ABC):
         """Put the sums where the batches will be."""
         self._sums = torch.zeros(2, device=self.device)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Add a batch to the current step. Gradients are those of totals until the step is complete."""
         average = self.loss(self.predict(batch), batch)
         self._sums += torch.stack([average.total.detach().float(), average.count.float()])
@@ -138,7 +139,7 @@ class Task(pl.LightningModule, ABC):
         self.log("loss", loss, prog_bar=True)
         self.log("learning_rate", optimizer.param_groups[0]["lr"])
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a batch."""
         prediction = self.predict(batch)
         self.validation_loss.update(self.loss(prediction, batch))
@@ -147,7 +148,13 @@ class Task(pl.LightningModule, ABC):
         for name, metric in self.measures.items():
             self.log(f"validation/{name}", metric)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser and its schedule over the steps of the run."""
         optimiser, schedule = self.optimiser.build(self.parameters(), self.trainer.max_steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def example_inputs(model: Model[Any]) -> tuple[Tensor, ...]:
+    """The example that a model carries, as arguments."""
+    assert isinstance(model.example_input_array, tuple)  # as `Model` makes it
+    return model.example_input_array

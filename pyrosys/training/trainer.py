@@ -156,13 +156,26 @@ class Trainer:
                 f"Expected no run in {self.path}, found one. Resume it (`resume=True`, or --resume on the command line), "
                 "or choose another directory."
             )
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in now | before if now.get(key) != before.get(key)]
+        before, now = (dict(_flat(settings)) for settings in (json.loads(path.read_text(encoding="utf-8")), now))
+        changed = [
+            f"{name} {before.get(name)!r} then and {now.get(name)!r} now"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
         if changed:
-            lines = [f"- {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
             raise InputError(
-                "\n".join([f"Expected the settings that the run in {self.path} was started with, found:", *lines])
+                f"Expected the settings that the run in {self.path} was started with, found {', '.join(changed)}. Go back to "
+                "them, or choose another directory."
             )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of sections by their full names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def run_worker(
@@ -236,11 +249,16 @@ class _Data(pl.LightningDataModule):
 
     def train_dataloader(self) -> Stream:
         """All batches of the run."""
-        return Stream(self.source, self.length, self.trainer.global_rank, self.trainer.world_size)
+        return Stream(self.source, self.length, *self._place())
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> _Again:
         """The batches of validation."""
-        return _Again(lambda: self.source.validation(self.trainer.global_rank, self.trainer.world_size))
+        return _Again(lambda: self.source.validation(*self._place()))
+
+    def _place(self) -> tuple[int, int]:
+        """Which process this is, and how many there are."""
+        assert self.trainer is not None  # Lightning asks for data within a run only
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 class _Again:
@@ -266,8 +284,10 @@ class _Seed(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, index: int) -> None:
-        words = np.random.SeedSequence((self.seed, index, trainer.global_rank)).generate_state(1, np.uint64)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        words = np.random.SeedSequence((self.seed, batch_idx, trainer.global_rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]))
 
 
@@ -278,16 +298,16 @@ class _Progress(Callback):
         self.steps = steps
         self.bar: tqdm[Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         hidden = None if trainer.is_global_zero else True
         self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", leave=False, disable=hidden)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self.bar is not None and trainer.global_step > self.bar.n:
             self.bar.set_postfix(trainer.progress_bar_metrics, refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
 

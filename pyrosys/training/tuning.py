@@ -58,7 +58,7 @@ class LowRank:
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     layers: tuple[str, ...] = ("query", "value")
     kind: Literal["low-rank"] = "low-rank"

@@ -1,6 +1,7 @@
 """Runs: exact when they go on after a stop, and the same on every backend."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyrosys.errors import InputError
-from pyrosys.training import DataModule, MaskedResidues
+from pyrosys.errors import InputError, WeightsError
+from pyrosys.training import DataModule, MaskedLanguageTask, MaskedResidues, Optimiser, Trainer
 from pyrosys.zoo.esm import ESM
-from tests.training.runs import STEPS, Data, Stopped, history, run
+from tests.training.runs import STEPS, Data, Stopped, history, run, task
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def cluster() -> Iterator[None]:
     with quiet():
         import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
@@ -128,3 +129,70 @@ def test_error_of_a_worker_arrives_as_it_is(proteins: Path, tmp_path: Path) -> N
         broken = Broken(proteins, MaskedResidues(ESM.alphabet), tokens=128)
         with pytest.raises(InputError, match="Expected data, found none"):
             run(tmp_path / name, broken, **options)
+
+
+def test_run_is_not_overwritten_and_goes_on_only_as_it_was(proteins: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found one. Resume it"):
+        run(whole, Data(proteins))
+    with pytest.raises(InputError, match="found steps 9 then and 10 now"):
+        run(whole, Data(proteins), steps=10, resume=True)
+    with pytest.raises(InputError, match=r"found data.tokens 128 then and 256 now"):
+        run(whole, Data(proteins, tokens=256), resume=True)
+
+
+def test_run_that_has_ended_gives_its_result_again(proteins: Path, whole: Path) -> None:
+    result = run(whole, Data(proteins, stop=0), resume=True)
+    assert result.steps == STEPS
+    again = task()
+    Trainer(whole, STEPS, accelerator="cpu", validate_every=4).fit(again, Data(proteins, stop=0), resume=True)
+    torch.testing.assert_close(dict(again.state_dict()), load_file(whole / f"{result.kept}.safetensors"))
+
+
+def test_better_parameters_are_kept_and_patience_ends_the_run(proteins: Path, tmp_path: Path) -> None:
+    worse = Optimiser(learning_rate=0.5, schedule="constant")
+    trained = MaskedLanguageTask(task().model, worse)
+    trainer = Trainer(tmp_path, 60, accelerator="cpu", validate_every=2, patience=2)
+    result = trainer.fit(trained, data(proteins))
+    losses = [row["validation/loss"] for row in history(tmp_path) if "validation/loss" in row]
+    assert result.steps < 60
+    assert len(losses) == result.steps // 2
+    assert min(losses) == losses[-3] < min(losses[-2:])
+    assert result.kept == "best"
+    assert result.validation["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_without_validation_data_the_last_parameters_are_kept(proteins: Path, tmp_path: Path) -> None:
+    every = DataModule(proteins, MaskedResidues(ESM.alphabet), tokens=128, validation="none")
+    result = run(tmp_path, every, steps=3)
+    assert (result.kept, result.validation) == ("final", {})
+    assert [row["step"] for row in history(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_damaged_checkpoint_is_explained(content: bytes, proteins: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, Data(proteins, 3))
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"last\.ckpt to be a checkpoint of this run"):
+        run(tmp_path, Data(proteins), resume=True)
+
+
+def test_checkpoint_that_would_run_code_is_refused(proteins: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, Data(proteins, 3))
+    torch.save({"state_dict": Path}, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match="checkpoint of this run"):
+        run(tmp_path, Data(proteins), resume=True)
+
+
+def test_fewer_bits_for_products_give_nearly_the_same_losses(proteins: Path, whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, data(proteins), precision="bf16-mixed")
+    ours, theirs = ([row["loss"] for row in history(path) if "loss" in row] for path in (tmp_path, whole))
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"workers": 0}, {"clip": 0.0}, {"backend": "abacus"}, {"patience": 0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Trainer(tmp_path, **{"steps": 1, **wrong})

@@ -183,6 +183,8 @@ class DataModule(pl.LightningDataModule):
         name = self.splits[stage]
         if name is None:
             return np.arange(len(self.dataset))
+        if self.splits["train"] is None and "split" not in self.dataset.columns:  # all there is is for training
+            return np.arange(0)
         codes, names = self._split_codes
         return np.flatnonzero(codes == names.index(name)) if name in names else np.arange(0)
 
