@@ -75,21 +75,21 @@ def test_models_of_different_sizes_are_compared_layer_by_layer() -> None:
 
 
 class Renamed(nn.Module):
-    """The same function as ``nn.Sequential``, by other names and with its weight transposed."""
+    """The same function as the layers in a row, by other names, with the first transposed and shifted by 1."""
 
-    def __init__(self, other: nn.Sequential) -> None:
+    def __init__(self, first: nn.Linear, last: nn.Linear) -> None:
         super().__init__()
-        self.out = copy.deepcopy(other[2])
-        self.into = nn.Parameter(other[0].weight.detach().T.clone())  # pyright: ignore[reportCallIssue,reportArgumentType]
-        self.shift = nn.Parameter(other[0].bias.detach() + 1)  # pyright: ignore[reportOperatorIssue]
+        self.out = copy.deepcopy(last)
+        self.into = nn.Parameter(first.weight.detach().T.clone())
+        self.shift = nn.Parameter(first.bias.detach() + 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out((x @ self.into + self.shift).relu())
 
 
 def test_counterparts_are_found_by_structure() -> None:
-    first = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    found = compare(first, Renamed(first), (torch.randn(9, 5),))
+    first, last = nn.Linear(5, 7), nn.Linear(7, 3)
+    found = compare(nn.Sequential(first, nn.ReLU(), last), Renamed(first, last), (torch.randn(9, 5),))
     assert set(found.changes) == {"into", "shift", "out.weight", "out.bias"}
     assert {name for name, change in found.changes.items() if change.relative > 1e-6} == {"shift"}
 
