@@ -4,6 +4,7 @@
 # make docs    build the documentation into build/docs
 # make bench   run the benchmarks
 # make portbench   port weights between the packages of .github/portbench.txt; OPTIONS='--help' says how
+# make generated   port generated models between spellings, hundreds of them; OPTIONS='--help' says how
 # make cards   compute zoo/cards, the plans for published weights, from the reference implementations
 
 PYTHON ?= python3
@@ -27,11 +28,11 @@ CORE := $(VENV)/core.stamp
 DEV := $(VENV)/dev.stamp
 
 # One thread for each test worker; without this they compete for the processors.
-test bench cards portbench: export OMP_NUM_THREADS := 1
+test bench cards generated portbench: export OMP_NUM_THREADS := 1
 
 # In order, so that the counts of the tests close the output of `make check`.
 .NOTPARALLEL:
-.PHONY: bench cards check clean demo docs format lint portbench test types
+.PHONY: bench cards check clean demo docs format generated lint portbench test types
 
 demo: $(CORE)
 	$(BIN)/pyrosys demo
@@ -63,6 +64,9 @@ bench: $(DEV)
 
 cards: $(DEV)
 	$(BIN)/python -m tests.reference.cards
+
+generated: $(DEV)
+	$(BIN)/python -m tests.adapters.generated $(OPTIONS)
 
 portbench: $(PORTBENCH)/packages.stamp
 	$(PORTBENCH_PYTHON) -m tests.portbench $(OPTIONS)

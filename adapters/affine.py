@@ -76,8 +76,8 @@ class Chain:
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the parameters."""
-        found = {p.source for p in self.places if p.source is not None}
-        return {n.meta["parameter"]: tuple(n.meta["shape"]) for n in self.structure.capture.graph.nodes if n in found}
+        found = sorted({p.source for p in self.places if p.source is not None})
+        return {n.meta["parameter"]: tuple(n.meta["shape"]) for n in found}
 
 
 def _is_plain(place: Place) -> bool:
@@ -93,9 +93,6 @@ def _constants(place: Place) -> tuple[Any, ...]:
 
 def chain_behind(structure: Structure, place: Place) -> Chain:
     """The gains and biases that follow a contraction without anything else in between."""
-    by_node: dict[fx.Node, list[Place]] = {}
-    for other in structure.places:
-        by_node.setdefault(other.node, []).append(other)
     outputs = set(structure.capture.outputs)
     path: list[fx.Node] = []
     places: list[Place] = []
@@ -104,7 +101,7 @@ def chain_behind(structure: Structure, place: Place) -> Chain:
         (user,) = node.users
         if structure.role.get(user, ("plain",))[0] == "decorate" and structure.role[user][1] is node:
             path.append(user)
-            places += by_node[user]
+            places += structure.places_at[user]
             kept = len(path)
         elif is_layout(user) and len(tensor_arguments(user)) == 1:
             path.append(user)

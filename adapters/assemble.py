@@ -275,7 +275,7 @@ def _contracted_links(
         Paired positions of target and source, and the target positions that nothing told apart.
     """
     (target, source), *_ = probes
-    at, other_at = target.structure.places.index(place), source.structure.places.index(other_place)
+    at, other_at = target.structure.number[place], source.structure.number[other_place]
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])
@@ -632,8 +632,10 @@ def _continued(row_map: dict[int, int], rows: int, other_rows: int) -> tuple[Ten
 def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
     assert place.source is not None
     colours = target.families[place].features.reshape(-1)
-    seen = _seen_elements(place)
-    seen = seen[colours[seen] != DEAD]
+    every = _seen_elements(place)
+    seen = every[colours[every] != DEAD]
+    if len(seen):
+        _silence_elements(place, every[colours[every] == DEAD], target, found)
     used: set[Place] = set()
     taken = torch.zeros(len(colours), dtype=torch.bool)
     candidates = index.pairs("elements", colours[seen])
@@ -664,12 +666,29 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
     if len(rest):
         elements = elements_of(place.operand)
         if place.operation in ("bias", "gain") and elements.roots == [place.source]:
-            affine = _affine_of(elements, place)
-            neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
-            found.pieces.append(constant_piece(place.source.meta["parameter"], 0, [rest], neutral))
+            found.pieces.append(_neutral_piece(place, rest, elements))
         else:
             found.unmatched.append(f"{len(rest)} of {len(colours)} elements of {_name(place)}")
     return used
+
+
+def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Assembly) -> None:
+    """Neutral values for gains and biases of features that no output depends on: rows that a vocabulary is padded with."""
+    elements = elements_of(place.operand)
+    if not len(dead) or place.operation not in ("bias", "gain") or elements.roots != [place.source]:
+        return
+    shape = target.structure.role[place.node][1].meta["shape"]
+    features = target.structure.features_of(target.structure.role[place.node][1], {})
+    there = torch.isin(elements.numbers().expand(torch.broadcast_shapes(shape, elements.numbers().shape)), dead)
+    if features is not None and bool((features.expand(there.shape)[there] >= 0).all()):
+        found.pieces.append(_neutral_piece(place, dead, elements))
+
+
+def _neutral_piece(place: Place, numbers: Tensor, elements: Elements) -> Piece:
+    """The step that makes elements of a gain one, or of a bias zero."""
+    affine = _affine_of(elements, place)
+    neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
+    return constant_piece(place.source.meta["parameter"], 0, [numbers], neutral)
 
 
 def _affine_of(elements: Elements, place: Place) -> Elements:

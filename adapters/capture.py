@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,9 +28,9 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
+from pyrosys.adapters.nodes import leaves, map_leaves
 from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.errors import CaptureError, PyrosysError
@@ -236,6 +237,33 @@ class Traced(torch.Tensor):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Like:
+    """How a tensor without values is laid out."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Like":
+        return _Like(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+def _signature(value: Any) -> Any:
+    """What the shape of a result can depend on."""
+    if isinstance(value, Tensor):
+        return _Like.of(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_signature(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _signature(v)) for k, v in sorted(value.items()))
+    return type(value), value
+
+
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the model runs."""
 
@@ -250,6 +278,7 @@ class _Recorder(TorchDispatchMode):
         self.data: set[int] = set()
         self.alive: list[Any] = []
         self.constants: dict[tuple[int, int], tuple[Tensor, fx.Node]] = {}
+        self.results: dict[Any, Any] = {}
 
     # Leaves
 
@@ -315,26 +344,23 @@ class _Recorder(TorchDispatchMode):
             node.meta.update(shape=tuple(like.shape), dtype=like.dtype)
         return node
 
-    def graph_arguments(self, args: Any) -> Any:
-        return tree_map(lambda value: self.node_of(value) if isinstance(value, Tensor) else value, args)
+    def graph_argument(self, value: Any) -> Any:
+        return self.node_of(value) if isinstance(value, Tensor) else value
 
-    def inner_arguments(self, args: Any) -> Any:
-        def unwrap(value: Any) -> Any:
-            if isinstance(value, Traced):
-                return value.held
-            if isinstance(value, Tensor) and self.symbolic:
-                return value if value.is_meta else value.to("meta")
-            if isinstance(value, torch.device) and self.symbolic:
-                return torch.device("meta")
-            return value
-
-        return tree_map(unwrap, args)
+    def inner_argument(self, value: Any) -> Any:
+        if isinstance(value, Traced):
+            return value.held
+        if isinstance(value, Tensor) and self.symbolic:
+            return value if value.is_meta else value.to("meta")
+        if isinstance(value, torch.device) and self.symbolic:
+            return torch.device("meta")
+        return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.in_float64:
             args, kwargs = wide((args, kwargs))
-        if not tree_any(self.is_traced, (args, kwargs)):
+        if not any(map(self.is_traced, leaves((args, kwargs)))):
             result = func(*args, **kwargs)
             self.inherit_data(func, (args, kwargs), result)
             return result
@@ -358,16 +384,16 @@ class _Recorder(TorchDispatchMode):
             raise _NeedsNumbers
         if func is aten._local_scalar_dense.default:
             return args[0].held.item()
-        node_args, node_kwargs = self.graph_arguments((list(args), dict(kwargs)))
-        inner_args, inner_kwargs = self.inner_arguments((list(args), dict(kwargs)))
+        node_args, node_kwargs = map_leaves(self.graph_argument, (list(args), dict(kwargs)))
+        inner_args, inner_kwargs = map_leaves(self.inner_argument, (list(args), dict(kwargs)))
         try:
-            inner = func(*inner_args, **inner_kwargs)
+            inner = self.inner_result(func, inner_args, inner_kwargs)
         except NotImplementedError as error:
             if self.symbolic:
                 raise _NeedsNumbers from error
             raise
         node = self.emit(func, tuple(node_args), node_kwargs, inner)
-        sources = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        sources = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
         if isinstance(inner, Tensor):
             return self.wrap(inner, node, sources)
         if isinstance(inner, (tuple, list)):
@@ -381,6 +407,25 @@ class _Recorder(TorchDispatchMode):
             return type(inner)(parts)
         return inner
 
+    def inner_result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation makes of inner tensors.
+
+        Without values a result is a shape, which layers that are alike share: most shape rules of torch are written in Python,
+        and would take half of the time of a capture.
+        """
+        if not self.symbolic or func.is_view:
+            return func(*args, **kwargs)
+        key = func, _signature(args), _signature(kwargs)
+        known = self.results.get(key)
+        if known is not None:
+            return map_leaves(_Like.empty, known)
+        result = func(*args, **kwargs)
+        inputs = {_storage(a) for a in leaves((args, kwargs)) if isinstance(a, Tensor)}
+        found = list(leaves(result))
+        if all(isinstance(r, Tensor) and _storage(r) not in inputs for r in found):
+            self.results[key] = map_leaves(_Like.of, result)
+        return result
+
     def wrap(self, inner: Tensor, node: fx.Node, sources: Sequence[Tensor]) -> Traced:
         """A traced result; a view shares the memory of the tensor it looks at."""
         for source in sources:
@@ -390,12 +435,12 @@ class _Recorder(TorchDispatchMode):
         return Traced(inner, memory, node, self.device)
 
     def inherit_data(self, func: Any, args: Any, result: Any) -> None:
-        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+        tensors = [a for a in leaves(args) if isinstance(a, Tensor)]
         is_data = func not in _VALUE_FREE and any(_storage(a) in self.data for a in tensors)
         if is_data and func in _GATHERS and _storage(tensors[0]) not in self.data and _is_uniform(tensors[0]):
             return
         if is_data:
-            for leaf in tree_leaves(result):
+            for leaf in leaves(result):
                 if isinstance(leaf, Tensor):
                     self.mark_data(leaf)
 
@@ -760,17 +805,48 @@ def _is_missing_numbers(error: BaseException) -> bool:
 def shadow(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every tensor, so that what a forward pass caches stays out of the original."""
     memo: dict[int, Any] = {}
+    plain: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
         for value in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
             if isinstance(value, Tensor):
                 memo[id(value)] = value
+        kind = type(module)
+        if (
+            not hasattr(kind, "__deepcopy__")
+            and kind.__reduce_ex__ is object.__reduce_ex__
+            and not _has_own_state(kind)
+        ):
+            memo[id(module)] = twin = kind.__new__(kind)
+            plain.append((module, twin))
     try:
+        # As `copy.deepcopy` does, which spends most of its time on the empty dictionaries of hooks.
+        for module, twin in plain:
+            vars(twin).update({name: _copied(value, memo) for name, value in vars(module).items()})
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and recording must not change it. "
             "Remove what cannot be copied (open files, locks, results of earlier passes) from its attributes."
         ) from error
+
+
+def _has_own_state(kind: type) -> bool:
+    """Whether a class of modules says itself how it is copied."""
+    own = {name for parent in kind.__mro__ if parent not in (nn.Module, object) for name in vars(parent)}
+    return bool(own & {"__getstate__", "__setstate__", "__reduce__", "__getnewargs__", "__getnewargs_ex__", "__new__"})
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (dict, OrderedDict):
+        memo[id(value)] = found = type(value)()
+        for key, item in value.items():
+            found[_copied(key, memo)] = _copied(item, memo)
+        return found
+    return copy.deepcopy(value, memo)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.capture import Capture, Inputs, OutputSelector, as_inputs, capture
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.fingerprint import of_structure
+from pyrosys.adapters.part import Part, Value
 from pyrosys.adapters.records import MALFORMED, check_sizes, decode, encode, node_from_json, node_to_json
-from pyrosys.errors import WeightsError
+from pyrosys.errors import InputError, WeightsError
 
 __all__ = ["FORMAT", "CardSide", "StructureCard"]
 
@@ -171,17 +172,59 @@ class CardSide:
         del probe
         return self.card.captured
 
+    def values(self) -> list[tuple[fx.Node, list[Value]]]:
+        """What each submodule hands on to the rest of the model, and the outputs, as the graph tells."""
+        inside: dict[str, set[fx.Node]] = {}
+        for node in self.card.captured.graph.nodes:
+            scope = node.meta.get("scope", "") if node.op == "call_function" else ""
+            while scope:
+                inside.setdefault(scope, set()).add(node)
+                scope = scope.rpartition(".")[0]
+        outputs = self.card.captured.outputs
+        found: dict[fx.Node, list[Value]] = {}
+        for number, node in enumerate(outputs):
+            found.setdefault(node, []).append(Value("", 0, number))
+        for path, nodes in inside.items():
+            ends = [n for n in nodes if n in outputs or any(user not in nodes for user in n.users)]
+            for number, node in enumerate(sorted(ends)):
+                found.setdefault(node, []).append(Value(path, 0, number))
+        return list(found.items())
+
+    def part(self, part: Part) -> "CardSide":
+        """The side with other outputs.
+
+        Raises:
+            InputError: the card has no such values, or the part would run on its own.
+        """
+        if part.alone is not None:
+            raise InputError("A structure card cannot run a submodule on its own. Name a value that it computes.")
+        if not part.values:
+            return self
+        outputs: list[fx.Node] = []
+        known = self.values()
+        for value in part.values:
+            nodes = [n for n, labels in known for v in labels if (v.path, v.call) == (value.path, value.call)]
+            if not nodes:
+                paths = sorted({v.path for _, labels in known for v in labels})
+                raise InputError(
+                    f"Expected a submodule of {self.name}, found {value.path!r}. It has {', '.join(paths)}."
+                )
+            outputs += nodes if value.number is None else [nodes[value.number]]
+        captured = dataclasses.replace(self.card.captured, outputs=outputs)
+        side = CardSide(dataclasses.replace(self.card, captured=captured), self.weights)
+        side.name = f"{self.card.name} ({part})"
+        return side
+
     def choose(self, outputs: list[int]) -> None:
         """Keep only some of the outputs, by number."""
         self.chosen = outputs
 
-    def freeze_buffers(self) -> bool:
-        """A card's constants are fixed."""
-        return False
+    def possible(self) -> frozenset[str]:
+        """A card's constants are fixed, and its graph stays as it is."""
+        return frozenset()
 
-    def merge_products(self) -> bool:
-        """A card's graph stays as it is."""
-        return False
+    def read(self, readings: frozenset[str]) -> None:
+        """Nothing to do: there is one reading."""
 
     def state(self) -> Mapping[str, Tensor]:
         if self.weights is not None:

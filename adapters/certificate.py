@@ -40,6 +40,7 @@ class Certificate:
         source_digest, target_digest: Merkle digests of both states (names sorted), where real weights were compared.
         fingerprints: structure fingerprints of source and target.
         unobservable: tensors that no probe can see.
+        compared: which parts of source and target were compared; None for the models' outputs.
         versions: of this library, torch and Python.
     """
 
@@ -50,6 +51,7 @@ class Certificate:
     target_digest: str | None = None
     fingerprints: tuple[str, str] | None = None
     unobservable: tuple[str, ...] = ()
+    compared: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -67,6 +69,7 @@ class Certificate:
             "target_digest": self.target_digest,
             "fingerprints": None if self.fingerprints is None else list(self.fingerprints),
             "unobservable": list(self.unobservable),
+            "compared": self.compared,
             "versions": self.versions,
         }
 
@@ -81,6 +84,7 @@ class Certificate:
             target_digest=data.get("target_digest"),
             fingerprints=None if prints is None else (prints[0], prints[1]),
             unobservable=tuple(data.get("unobservable", ())),
+            compared=data.get("compared"),
             versions=dict(data["versions"]),
         )
 
@@ -90,6 +94,8 @@ class Certificate:
             f"(allowed {c.tolerance:.1e})"
             for c in self.comparisons
         ]
+        if self.compared is not None:
+            lines.insert(0, f"part of the models only: {self.compared}")
         return "\n".join(lines) or "structure only; nothing was run"
 
 

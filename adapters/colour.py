@@ -23,6 +23,7 @@ import dataclasses
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -38,7 +39,7 @@ from pyrosys.adapters.operations import (
 from pyrosys.adapters.structure import DECORATIONS, Place, Structure
 from pyrosys.errors import CaptureError
 
-__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix"]
+__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix", "spread_for"]
 
 aten = torch.ops.aten
 _HASH_BITS = 42
@@ -49,14 +50,37 @@ SIGNATURE = 4
 
 def mix(*parts: Any) -> Tensor:
     """A 62-bit hash of integer tensors that broadcast together (splitmix64 finaliser, Steele et al. 2014)."""
-    total = torch.zeros((), dtype=torch.int64)
+    total = np.zeros((), dtype=np.uint64)
     for part in parts:
-        x = torch.as_tensor(part, dtype=torch.int64)
-        total = total * 6364136223846793005 + x + 1442695040888963407
-        total = (total ^ ((total >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-        total = (total ^ ((total >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-        total = total ^ ((total >> 31) & 0x1FFFFFFFF)
-    return total & 0x3FFFFFFFFFFFFFFF
+        x = np.asarray(part, dtype=np.int64).view(np.uint64)
+        mixed = np.empty(np.broadcast_shapes(total.shape, x.shape), dtype=np.uint64)
+        np.add(np.multiply(total, _MULTIPLIER, out=np.empty_like(total)), x, out=mixed)
+        flat = mixed.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            _finalise(flat[start : start + _CHUNK])
+        total = mixed
+    total &= np.uint64(0x3FFFFFFFFFFFFFFF)
+    return torch.from_numpy(total.view(np.int64))
+
+
+_MULTIPLIER = np.uint64(6364136223846793005)
+_INCREMENT = np.uint64(1442695040888963407)
+_STEPS = tuple(
+    (np.uint64(shift), np.uint64(factor)) for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+)
+_CHUNK = 1 << 14  # elements that stay in the processor's cache from the first step to the last
+
+
+def _finalise(x: np.ndarray) -> None:
+    """The steps of the hash, in place."""
+    shifted = np.empty_like(x)
+    x += _INCREMENT
+    for shift, factor in _STEPS:
+        np.right_shift(x, shift, out=shifted)
+        x ^= shifted
+        x *= factor
+    np.right_shift(x, np.uint64(31), out=shifted)
+    x ^= shifted
 
 
 def _uniform(colour: Tensor, salt: int) -> Tensor:
@@ -89,6 +113,14 @@ def deepen(sketch: Tensor, *parts: Any) -> Tensor:
     whole = sketch.to(torch.int64)
     depth = (whole >> _HASH_BITS) + 1
     return ((depth << _HASH_BITS) | (mix(whole, *parts) & _MASK)).to(torch.float64)
+
+
+def spread_for(structures: tuple[Structure, ...]) -> float:
+    """What sums over features are divided by in models that are compared.
+
+    Sums of many terms of either sign are kept where activations do not saturate, or rounding would grow with the depth.
+    """
+    return max(12.0, 0.6 * max(s.widest for s in structures) ** 0.5)
 
 
 @dataclasses.dataclass
@@ -283,15 +315,13 @@ class Colouring:
         leaves: dict[Place, Tensor] = {}
         operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
         self.records = {}
-        by_node: dict[fx.Node, list[Place]] = {}
-        for place in structure.places:
-            by_node.setdefault(place.node, []).append(place)
         with torch.enable_grad():
             for node in structure.nodes:
                 if node in structure.pure:
                     continue
                 role = structure.role.get(node, ("plain",))
-                for place in by_node.get(node, ()):
+                here = structure.places_at.get(node, ())
+                for place in here:
                     if place.kind == "elements":
                         leaves[place] = _uniform(self.families[place].features, 11 + self.salt).requires_grad_()
                 if role[0] == "contract":
@@ -299,8 +329,8 @@ class Colouring:
                 elif role[0] == "look up":
                     values[node] = self._look_up(node, role, values)
                 else:
-                    mine = {p.source: leaves[p] for p in by_node.get(node, ())}
-                    for operand in {p.operand for p in by_node.get(node, ())}:
+                    mine = {p.source: leaves[p] for p in here}
+                    for operand in {p.operand for p in here}:
                         operands[node, operand] = self._materialise(operand, mine, values)
                     if role[0] == "decorate":
                         parameter = operands[node, role[2]]
@@ -567,11 +597,10 @@ class Colouring:
 
     def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
         """Carry what the operand reaches back to the elements of one placeholder."""
-        shapes = {place.source: leaf.shape}
+        if place.operand is place.source:
+            return operand_reach
         reach: dict[Any, Any] = {place.operand: operand_reach}
-        order = [n for n in self.structure.capture.graph.nodes if n in self.structure.pure]
-        upstream = self._upstream(place.operand)
-        for node in reversed([n for n in order if n in upstream]):
+        for node in sorted(self._upstream(place.operand), reverse=True):
             if node.op != "call_function" or node not in reach:
                 continue
             if node.target is operator.getitem:
@@ -588,7 +617,7 @@ class Colouring:
             ):
                 reach[argument] = sketch if argument not in reach else torch.maximum(reach[argument], sketch)
         found = reach.get(place.source)
-        return torch.zeros(shapes[place.source], dtype=torch.float64) if found is None else found
+        return torch.zeros(leaf.shape, dtype=torch.float64) if found is None else found
 
     def _value_or_shape(self, node: fx.Node) -> Tensor:
         return self.values[node] if node in self.values else torch.empty(node.meta["shape"], dtype=torch.float64)

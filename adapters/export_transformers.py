@@ -72,26 +72,27 @@ class Group:
     operations: tuple[Operation, ...] = ()
 
 
-def to_transformers(plan: "Plan") -> str:
+def to_transformers(plan: "Plan", config: Any = None) -> str:
     """The text of a module with one function, `mapping`, that gives the list of the plan's renamings and converters.
+
+    Args:
+        plan: what to express.
+        config: the configuration of the target; only with it are heads taken into another rotary order, because the library
+            reads their number from it.
 
     Raises:
         PlanError: the library's operations cannot express the plan; the message names the tensor.
         MissingExtra: `transformers` is not installed, with which the mapping is checked.
     """
-    rules, heads = _rules(plan)
+    rules = _rules(plan, config)
     used = sorted({o.name for r in rules for o in r.operations} | {_kind(r) for r in rules})
-    needs = [f"    The configuration's `num_attention_heads` has to be {heads}.", ""] if heads else []
     lines = [
         f'"""A checkpoint of one layout in a model of another, for transformers. Written by PyroSys {versions()["pyrosys"]}."""',
         "",
-        f"from transformers.core_model_loading import {', '.join(used)}" if used else "",
-        "",
-        "",
+        *([f"from transformers.core_model_loading import {', '.join(used)}", "", ""] if used else [""]),
         "def mapping():",
         '    """Renamings and converters, to be registered once for a class or type of model:',
         "",
-        *needs,
         '        transformers.conversion_mapping.register_checkpoint_conversion_mapping("NameOfTheClass", mapping())',
         '    """',
         "    return [",
@@ -99,9 +100,9 @@ def to_transformers(plan: "Plan") -> str:
     return "\n".join([*lines, *(f"        {_text(rule)}," for rule in rules), "    ]", ""])
 
 
-def conversions(plan: "Plan") -> list[Any]:
+def conversions(plan: "Plan", config: Any = None) -> list[Any]:
     """The same as objects of the library."""
-    return [_made(rule) for rule in _rules(plan)[0]]
+    return [_made(rule) for rule in _rules(plan, config)]
 
 
 def _kind(rule: Rule) -> str:
@@ -145,16 +146,16 @@ def _made(rule: Rule) -> Any:
 # From plan to rules
 
 
-def _rules(plan: "Plan") -> tuple[list[Rule], int]:
-    """Rules that do what the plan does, and the number of heads that one of them needs, or 0."""
-    groups, heads = _Solver(plan).solved()
+def _rules(plan: "Plan", config: Any) -> list[Rule]:
+    """Rules that do what the plan does."""
+    groups = _Solver(plan, config).solved()
     exact = [rule for group in groups for rule in _exact(group)]
     stray = _stray(plan, groups)
     for rules in ([*_general(groups), *stray], [*exact, *stray]):
         rules = _ordered(rules)
-        wrong = _wrong(plan, rules, heads)
+        wrong = _wrong(plan, rules, config)
         if wrong is None:
-            return [r for r in rules if r.operations or r.sources != _escaped(r.targets)], heads
+            return rules
     raise _refusal(wrong or "?", "the names of the two layouts cannot be told apart by patterns")
 
 
@@ -168,14 +169,14 @@ def _refusal(target: str, why: str) -> PlanError:
 class _Solver:
     """Finds the groups of a plan and the operations of each."""
 
-    def __init__(self, plan: "Plan"):
+    def __init__(self, plan: "Plan", config: Any):
         self.plan = plan
-        self.known: dict[Any, tuple[Operation, ...]] = {}
-        self.heads = 0
+        self.config = config
+        self.known: dict[str, tuple[bool, tuple[Operation, ...]]] = {}
 
-    def solved(self) -> tuple[list[Group], int]:
-        """All groups with their operations, and the number of heads that some operation needs."""
-        return [self._solve(sources, targets) for sources, targets in self._parts()], self.heads
+    def solved(self) -> list[Group]:
+        """All groups with their operations."""
+        return [self._solve(sources, targets) for sources, targets in self._parts()]
 
     def _parts(self) -> list[tuple[list[str], list[str]]]:
         """Names of tensors that exchange elements with each other only, each in the order in which they are taken."""
@@ -234,15 +235,23 @@ class _Solver:
         ):
             patterns = _starred(sources) if written else tuple(sources)
             group = Group(patterns, tuple(targets), tuple(sources), operations)
-            heads = next((v for o in operations for k, v in o.arguments if k == "heads"), 0)
-            if heads and self.heads not in (0, heads):
-                continue
-            group = dataclasses.replace(group, operations=tuple(_without_heads(o) for o in operations))
-            if _gives(plan, [*_exact(group)], group.members, group.targets, heads):
+            if _gives(plan, [*_exact(group)], group.members, group.targets, self.config):
                 self.known[signature] = written, operations
-                self.heads = self.heads or heads
                 return group
-        raise _refusal(targets[0], f"no chain of operations makes it of {_few(sources)}")
+        more = (
+            "" if self.config is not None else "; to reorder heads, it would need the target's configuration as config"
+        )
+        raise _refusal(targets[0], f"no chain of operations makes it of {_few(sources)}{more}")
+
+    def _turns(self, **arguments: Any) -> list[Operation]:
+        """Operations that take heads into the other rotary order, with the number of heads of any part of the configuration."""
+        parts = {None: self.config, **(vars(self.config) if self.config is not None else {})}
+        keys = [key for key, part in parts.items() if isinstance(getattr(part, "num_attention_heads", None), int)]
+        return [
+            Operation("PermuteForRope", tuple({"subconfig_key": key, **arguments, "inverse": inverse}.items()))
+            for key in keys
+            for inverse in (False, True)
+        ]
 
     def _candidates(
         self, sources: list[str], targets: list[str], shapes: list[list[tuple[int, ...]]]
@@ -257,9 +266,7 @@ class _Solver:
             for d, inverse in itertools.product(range(len(into)), (False, True)):
                 if into[d] % 2 == 0:
                     yield False, (Operation("Interleave", (("dim", d), ("inverse", inverse))),)
-            if len(into) in (1, 2):
-                for heads, inverse in itertools.product(_divisors(into[0] // 2), (False, True)):
-                    yield False, (Operation("PermuteForRope", (("inverse", inverse), ("heads", heads))),)
+            yield from ((False, (turn,)) for turn in self._turns() if len(into) in (1, 2))
         elif len(sources) == 1:
             for d in range(len(into)):
                 for name in ("Chunk", "Split"):
@@ -269,6 +276,9 @@ class _Solver:
                         (False, (Operation("Interleave", (("dim", d), ("inverse", i))), split)) for i in (False, True)
                     )
                     yield from ((False, (swap, split)) for swap in swaps)
+            for names in _some(targets):
+                for turn in self._turns(permute_layer_names=names):
+                    yield False, (Operation("Chunk", (("dim", 0),)), turn)
         else:
             starred = _starred(sources)
             joins = [(False, (Operation("Concatenate", (("dim", d),)),)) for d in range(len(first))]
@@ -278,21 +288,26 @@ class _Solver:
                     joins = [(True, (stack,)), *((True, chain) for _, chain in joins)]
                 else:
                     joins = [(True, (stack, Operation("Concatenate", (("dim", d),)))) for d in range(len(first) + 1)]
+            turns = [
+                Operation("Interleave", (("dim", d), ("inverse", i))) for d in range(len(into)) for i in (False, True)
+            ]
             for written, chain in joins:
                 yield written, chain
-                yield from ((written, (*chain, swap)) for swap in swaps)
+                yield from ((written, (*chain, more)) for more in (*swaps, *turns))
+
+
+def _some(names: list[str]) -> list[tuple[str, ...]]:
+    """All choices of some of a few names, by what follows their last number."""
+    tails = [name[m.end() :] if (m := _last(_NUMBER.finditer(name))) else name for name in names]
+    return [some for n in range(1, min(len(tails), 4)) for some in itertools.combinations(tails, n)]
+
+
+def _last(matches: Iterable[re.Match[str]]) -> re.Match[str] | None:
+    return next(iter(list(matches)[::-1]), None)
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _without_heads(operation: Operation) -> Operation:
-    return dataclasses.replace(operation, arguments=tuple(a for a in operation.arguments if a[0] != "heads"))
 
 
 def _starred(names: Sequence[str]) -> tuple[str, ...]:
@@ -459,10 +474,10 @@ def _ordered(rules: list[Rule]) -> list[Rule]:
 # Running a mapping
 
 
-def _wrong(plan: "Plan", rules: list[Rule], heads: int) -> str | None:
+def _wrong(plan: "Plan", rules: list[Rule], config: Any) -> str | None:
     """A target tensor that rules do not make as the plan does; None if there is none."""
     found: Counter[str] = Counter()
-    for name, value in _converted(plan, rules, plan.source, heads):
+    for name, value in _converted(plan, rules, plan.source, config):
         found[name] += 1
         if name in plan.pieces and not _equal(plan, name, value):
             return name
@@ -471,10 +486,10 @@ def _wrong(plan: "Plan", rules: list[Rule], heads: int) -> str | None:
     return next((n for n in plan.pieces if found[n] != 1), None)
 
 
-def _gives(plan: "Plan", rules: list[Rule], sources: Sequence[str], targets: Sequence[str], heads: int) -> bool:
+def _gives(plan: "Plan", rules: list[Rule], sources: Sequence[str], targets: Sequence[str], config: Any) -> bool:
     """Whether rules make these targets of these sources."""
     try:
-        made = dict(_converted(plan, rules, sources, heads))
+        made = dict(_converted(plan, rules, sources, config))
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
         return False  # the operations do not take such tensors
     return made.keys() == set(targets) and all(_equal(plan, n, v) for n, v in made.items())
@@ -503,7 +518,7 @@ class _Numbered(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def _converted(plan: "Plan", rules: list[Rule], sources: Iterable[str], heads: int) -> Iterator[tuple[str, Tensor]]:
+def _converted(plan: "Plan", rules: list[Rule], sources: Iterable[str], config: Any) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the library would load, by its name in the target, from numbered sources."""
     library = _library()
     entries = [_made(rule) for rule in rules]
@@ -521,7 +536,6 @@ def _converted(plan: "Plan", rules: list[Rule], sources: Iterable[str], heads: i
         else:
             entry = waiting.setdefault(renamed, copy.deepcopy(by_pattern[pattern]))
         entry.add_tensor(renamed, key, pattern, lambda key=key: state[key])
-    config = types.SimpleNamespace(num_attention_heads=heads)
     shapes = {name: torch.empty(spec.shape, device="meta") for name, spec in plan.target.items()}
     model = types.SimpleNamespace(get_parameter=shapes.__getitem__)
     for renamed, entry in waiting.items():

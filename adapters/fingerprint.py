@@ -24,7 +24,7 @@ from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import InputError
 
-__all__ = ["NOTHING", "VERSION", "Fingerprint", "cuts", "fingerprint", "of_outputs", "upstream"]
+__all__ = ["NOTHING", "VERSION", "Fingerprint", "cuts", "fingerprint", "keys", "of_outputs", "upstream"]
 
 VERSION = "psf1"
 
@@ -126,8 +126,19 @@ def upstream(structure: Structure) -> dict[Place, str]:
     return {p: "+".join(sorted(reads[p.node])) for p in structure.places if p.kind != "elements"}
 
 
-def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
-    """For every node, the hashes of the parametrised operations whose results it reads without another in between."""
+def keys(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
+    """For every node, a key of each parametrised operation whose result it reads without another in between.
+
+    A key depends on what the operation depends on, and on nothing beside or behind it, so that it is the same in a part of a
+    model and in the whole.
+    """
+    return _keys(structure, nodes)[0]
+
+
+def _keys(
+    structure: Structure, nodes: list[fx.Node]
+) -> tuple[dict[fx.Node, frozenset[str]], dict[fx.Node, tuple[str, int]], dict[str, int]]:
+    """Keys that each node reads, key and width of each operation, and joint widths of operations of one key."""
     inside = set(nodes)
     sizes: dict[str, int] = {}
     wide: dict[fx.Node, tuple[str, int]] = {}
@@ -152,7 +163,13 @@ def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozense
         sizes[key] = sizes.get(key, 0) + features
         wide[node] = (key, features)
         reads[node] = frozenset({key})
-    # A second pass names each operation by the joint width of all that read the same things.
+    return reads, wide, sizes
+
+
+def _reads(structure: Structure, nodes: list[fx.Node]) -> dict[fx.Node, frozenset[str]]:
+    """As `keys`, with each operation named by the joint width of all that read the same things."""
+    inside = set(nodes)
+    _, wide, sizes = _keys(structure, nodes)
     names: dict[str, str] = {}
     final: dict[fx.Node, frozenset[str]] = {}
     for node in nodes:

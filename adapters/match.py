@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import operator
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
-from pyrosys.adapters.colour import Colouring
+from pyrosys.adapters.colour import Colouring, spread_for
 from pyrosys.adapters.locate import (
     Mismatch,
     Parting,
@@ -21,17 +21,19 @@ from pyrosys.adapters.locate import (
     structural_difference,
 )
 from pyrosys.adapters.outputs import align_outputs
+from pyrosys.adapters.part import Part
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, sampled, specs_of
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
+from pyrosys.adapters.search import Whole, match_parts, sides_of
 from pyrosys.adapters.share import share_equal_work
-from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.sides import READINGS, ModuleSide, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
-__all__ = ["match", "match_sides", "prepared_sides", "structure_of"]
+__all__ = ["match", "match_sides", "match_wholes", "prepared_sides", "structure_of"]
 
 
 def match(
@@ -42,6 +44,9 @@ def match(
     *,
     source_output: OutputSelector | None = None,
     target_output: OutputSelector | None = None,
+    part: bool = False,
+    source_part: str | None = None,
+    target_part: str | None = None,
     tolerance: float | None = None,
 ) -> Plan:
     """Find the plan that turns the source's weights into the target's, with no names read, and prove it.
@@ -52,7 +57,12 @@ def match(
         inputs: example arguments: a tuple, a dict of keyword arguments, `pyrosys.Inputs`, or a list of such probes.
             Default: the source's `example_input_array`.
         target_inputs: the same examples in the form the target takes, when that differs.
-        source_output, target_output: from a model's output to the tensor or tensors that count.
+        source_output, target_output: from a model's output, or that of the part named below, to the tensor or tensors that
+            count.
+        part: whether a part of the target is enough. The largest that the source has too is looked for; the target keeps
+            its own values elsewhere, and the plan says where.
+        source_part, target_part: path of the submodule that counts: the value that it returns, computed from the model's
+            inputs, or, where that does not fit, the submodule on its own.
         tolerance: a largest absolute difference to accept instead of rounding; the certificate records it.
 
     Returns:
@@ -72,7 +82,19 @@ def match(
         >>> plan.checked
         'real weights'
     """
-    left, right = prepared_sides(source, target, inputs, target_inputs, source_output, target_output)
+    left = Whole(source, [], source_output, source_part)
+    right = Whole(target, [], target_output, target_part)
+    return match_wholes(left, right, inputs, target_inputs, part=part, tolerance=tolerance)
+
+
+def match_wholes(
+    source: Whole, target: Whole, inputs: Any, target_inputs: Any, *, part: bool, tolerance: float | None
+) -> Plan:
+    """`match` on models with what is known of them; a card may come as a side that has weights."""
+    _probe(source, target, inputs, target_inputs)
+    if part or source.path or target.path:
+        return match_parts(source, target, part, functools.partial(match_sides, tolerance=tolerance))
+    left, right = sides_of(source, target, (Part(), Part()))
     return match_sides(left, right, tolerance)
 
 
@@ -85,47 +107,62 @@ def prepared_sides(
     target_output: OutputSelector | None,
 ) -> tuple[Side, Side]:
     """What `match` takes, as the two sides that `match_sides` takes."""
+    left, right = Whole(source, [], source_output, None), Whole(target, [], target_output, None)
+    _probe(left, right, inputs, target_inputs)
+    return sides_of(left, right, (Part(), Part()))
+
+
+def _probe(source: Whole, target: Whole, inputs: Any, target_inputs: Any) -> None:
+    """Give both sides their inputs."""
     from pyrosys.adapters.card import CardSide, StructureCard
 
-    if not isinstance(target, nn.Module):
-        raise InputError(f"Expected the target to be a torch module, found {type(target).__name__}.")
-    if isinstance(source, StructureCard):
-        left: Side = CardSide(source)
+    if not isinstance(target.model, nn.Module):
+        raise InputError(f"Expected the target to be a torch module, found {type(target.model).__name__}.")
+    if isinstance(source.model, StructureCard):
+        source.model = CardSide(source.model)
+    if isinstance(source.model, CardSide):
+        source.probes = source.model.probes
         others = as_inputs(
-            target_inputs if target_inputs is not None else inputs if inputs is not None else left.probes
+            target_inputs if target_inputs is not None else inputs if inputs is not None else source.probes
         )
-        return left, ModuleSide(target, others[: len(left.probes)], target_output)
-    if not isinstance(source, nn.Module):
+        target.probes = others[: len(source.probes)]
+        return
+    if not isinstance(source.model, nn.Module):
         raise InputError(
-            f"Expected the source to be a torch module or a structure card, found {type(source).__name__}."
+            f"Expected the source to be a torch module or a structure card, found {type(source.model).__name__}."
         )
     if inputs is None:
-        inputs = getattr(source, "example_input_array", None)
+        inputs = getattr(source.model, "example_input_array", None)
         if inputs is None:
             raise InputError(
-                f"Expected inputs to run {type(source).__name__} on, found none. Pass a tuple or a dict of arguments."
+                f"Expected inputs to run {type(source.model).__name__} on, found none. Pass a tuple or a dict of arguments."
             )
-    probes = as_inputs(inputs)
-    others = probes if target_inputs is None else as_inputs(target_inputs)
-    if len(probes) != len(others):
-        raise InputError(f"Expected as many target probes as source probes, found {len(others)} and {len(probes)}.")
-    return ModuleSide(source, probes, source_output), ModuleSide(target, others, target_output)
+    source.probes = as_inputs(inputs)
+    target.probes = source.probes if target_inputs is None else as_inputs(target_inputs)
+    if len(source.probes) != len(target.probes):
+        raise InputError(
+            f"Expected as many target probes as source probes, found {len(target.probes)} and {len(source.probes)}."
+        )
 
 
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
     """`match` on prepared sides.
 
     A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
-    (rotary angles), and matrices in a row may be layers or a low-rank update. Only the other model tells which. The plain
-    reading comes first, and the others where it fails and they make a difference.
+    (rotary angles), matrices in a row may be layers or a low-rank update, and matrices side by side may be branches or one
+    that was cut. Only the other model tells which. The plain reading comes first, and the others where it fails and they make
+    a difference.
     """
     try:
         return _followed(source, target, tolerance)
     except StructureMismatch as error:
         mismatch = error
-    for change in (operator.methodcaller("freeze_buffers"), operator.methodcaller("merge_products")):
-        changed = [change(side) for side in (source, target)]
-        if any(changed):
+    sides = source, target
+    possible = [reading for reading in READINGS if any(reading in side.possible() for side in sides)]
+    for count in range(1, len(possible) + 1):
+        for readings in itertools.combinations(possible, count):
+            for side in sides:
+                side.read(frozenset(readings))
             with contextlib.suppress(PyrosysError):
                 return _followed(source, target, tolerance)
     raise mismatch
@@ -147,25 +184,38 @@ def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
     structures = structure_of(source), structure_of(target)
     outputs = align_outputs(source, target, structures)
     probes = _Probes(source, target, outputs)
-    best = _search(structures, probes)
-    if best.complete:
-        try:
-            plan = _plan(source, target, structures, best)
-        except StructureMismatch as error:
-            error.found = Mismatch(structures, Parting(str(error)))
-            raise
-        if best.order is not None:
-            plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
-            plan.output_order = tuple(best.order.tolist())
-        certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
-        if failed is None:
-            plan.certificate = certificate
-            plan.probes = (list(source.probes), list(target.probes))
-            plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
-            plan.checked = "random parameters" if source.is_meta() else "real weights"
-            return plan
-        raise _explain_failure(source, target, best, plan, failed, state or {})
-    raise _explain(source, target, structures, best)
+    for at_once in (True, False):  # what was decided at once may be wrong; then carefully
+        best = _search(structures, probes, at_once)
+        outcome = _proved(source, target, structures, best, tolerance)
+        if isinstance(outcome, Plan):
+            return outcome
+        if not best.refinement.at_once:
+            break
+    raise outcome
+
+
+def _proved(
+    source: Side, target: Side, structures: tuple[Structure, Structure], best: "_Attempt", tolerance: float | None
+) -> Plan | StructureMismatch:
+    """The plan of an attempt, if it is complete and both sides compute the same under it; or what stands in the way."""
+    if not best.complete:
+        return _explain(source, target, structures, best)
+    try:
+        plan = _plan(source, target, structures, best)
+    except StructureMismatch as error:
+        error.found = Mismatch(structures, Parting(str(error)))
+        return error
+    if best.order is not None:
+        plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
+        plan.output_order = tuple(best.order.tolist())
+    certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
+    if failed is not None:
+        return _explain_failure(source, target, best, plan, failed, state or {})
+    plan.certificate = certificate
+    plan.probes = (list(source.probes), list(target.probes))
+    plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
+    plan.checked = "random parameters" if source.is_meta() else "real weights"
+    return plan
 
 
 def structure_of(side: Side, probe: int = 0) -> Structure:
@@ -178,14 +228,14 @@ _ORDER_NOTE = (
 )
 
 
-def _search(structures: tuple[Structure, Structure], probes: "_Probes") -> "_Attempt":
+def _search(structures: tuple[Structure, Structure], probes: "_Probes", at_once: bool) -> "_Attempt":
     """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
     best: _Attempt | None = None
     for salt, use_numbers in enumerate((True, True, False)):
         if salt == 1 and best is not None and best.refinement.settled:
             continue  # other made-up numbers help only where these were unlucky from the start
         for anonymous in (False, True) if probes.may_reorder else (False,):
-            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous)
+            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, at_once=at_once)
             if attempt.refinement.agree:
                 order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
                 if order is not None:
@@ -239,9 +289,9 @@ def _attempt(
     use_numbers: bool = True,
     anonymous: bool = False,
     order: Tensor | None = None,
+    at_once: bool = False,
 ) -> _Attempt:
-    # Sums of many terms of either sign are kept where activations do not saturate, or rounding would grow with the depth.
-    spread = max(12.0, 0.6 * max(s.widest for s in structures) ** 0.5)
+    spread = spread_for(structures)
 
     def colourings(pair: tuple[Structure, Structure], number: int) -> tuple[Colouring, Colouring]:
         seeds = _seeds(pair[0], anonymous, number)
@@ -260,10 +310,8 @@ def _attempt(
                 mine.under(first)
         return further + pairs
 
-    refinement = refine(sides, use_numbers=use_numbers)
+    refinement = refine(sides, use_numbers=use_numbers, at_once=at_once)
     if refinement.agree:
-        for side in sides:
-            side.run()
         return _Attempt(refinement, sides, assemble(*sides, functools.cache(extra)), order)
     unmatched = Assembly(unmatched=["colours of the two models differ"])
     return _Attempt(refinement, sides, unmatched, order)

@@ -8,6 +8,7 @@ Four kinds cover the core set; anything else is taken to depend on everything, w
 - *product*: matrix products of two activations.
 """
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from pyrosys.adapters.nodes import args_of, target_of
-from pyrosys.adapters.precision import wide
+from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
+from pyrosys.adapters.precision import widest
 
 __all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
 
@@ -34,6 +35,8 @@ _LAYOUT = {
     "unsafe_split_with_sizes", "copy", "view_copy", "expand_copy", "permute_copy", "_conj", "resolve_conj", "_to_copy",
 }  # fmt: skip
 
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+
 _ALONG = {
     "sum", "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "linalg_vector_norm", "norm",
     "max", "min", "median", "_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
@@ -49,7 +52,12 @@ _OTHER = {
 
 
 def _name(node: fx.Node) -> str:
-    return target_of(node)._schema.name.split("::")[1] if hasattr(target_of(node), "_schema") else ""
+    return _name_of(node.target)
+
+
+@functools.cache
+def _name_of(target: Any) -> str:
+    return target._schema.name.split("::")[1] if hasattr(target, "_schema") else ""
 
 
 def is_layout(node: fx.Node) -> bool:
@@ -62,9 +70,15 @@ def is_layout(node: fx.Node) -> bool:
 
 def is_pointwise(node: fx.Node) -> bool:
     """Whether each element of the result depends on the elements at its own place only."""
-    return hasattr(target_of(node), "tags") and torch.Tag.pointwise in target_of(node).tags
+    return _works_pointwise(node.target)
 
 
+@functools.cache
+def _works_pointwise(target: Any) -> bool:
+    return hasattr(target, "tags") and torch.Tag.pointwise in target.tags
+
+
+@functools.cache
 def is_known(operation: Any) -> bool:
     """Whether an ATen operation is of one of the kinds above, so that nothing is gained by taking it apart."""
     name = operation._schema.name.split("::")[1]
@@ -73,16 +87,21 @@ def is_known(operation: Any) -> bool:
 
 def tensor_arguments(node: fx.Node) -> list[fx.Node]:
     """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found
+    return [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
 
 
 def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     """Execute one node on the values that `lookup` gives, in float64."""
-    args = map_arg(args_of(node), lookup)
-    kwargs = map_arg(node.kwargs, lookup)
-    return target_of(node)(*wide(args), **wide(kwargs))
+
+    def read(argument: Any) -> Any:
+        return lookup(argument) if isinstance(argument, fx.Node) else widest(argument)
+
+    return _callable(node)(*map_leaves(read, node.args), **map_leaves(read, node.kwargs))
+
+
+def _callable(node: fx.Node) -> Any:
+    """The operation, on values that may lie in memory in another way than when it was recorded."""
+    return aten.reshape.default if node.target in _VIEWS else target_of(node)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -100,7 +119,7 @@ def _unbroadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _dims(node: fx.Node, rank: int) -> list[int] | None:
     """Dimensions along which an *along* operation works; all of them by default."""
     name = _name(node)
-    schema = [a.name for a in target_of(node)._schema.arguments]
+    schema = _argument_names(node.target)
     key = next((k for k in ("dim", "dims") if k in schema), None)
     if key is None:
         return list(range(rank))
@@ -113,6 +132,11 @@ def _dims(node: fx.Node, rank: int) -> list[int] | None:
         return list(range(rank))
     values = value if isinstance(value, (list, tuple)) else [value]
     return sorted(int(v) % max(rank, 1) for v in values)
+
+
+@functools.cache
+def _argument_names(target: Any) -> list[str]:
+    return [a.name for a in target._schema.arguments]
 
 
 def _layer_norm_dims(node: fx.Node, rank: int) -> list[int]:
@@ -147,7 +171,7 @@ def layout_result(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
         return aten.constant_pad_nd.default(lookup(args_of(node)[0]), args_of(node)[1], 0)
     args = map_arg(args_of(node), lookup)
     kwargs = map_arg(node.kwargs, lookup)
-    return target_of(node)(*args, **kwargs)
+    return _callable(node)(*args, **kwargs)
 
 
 def _accumulates(node: fx.Node) -> bool:
@@ -386,6 +410,23 @@ def _spread(part: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
     return part.amax(dims, keepdim=True).expand(shape) if dims else part
 
 
+_KEEP_ORDER = {
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "clone", "alias", "detach", "contiguous",
+    "lift_fresh_copy",
+}  # fmt: skip
+"""Layout operations after which every element is where it was in a line of all elements."""
+
+
+def _turned_back(node: fx.Node, name: str, reach: Tensor) -> Tensor:
+    """The result of a transposition as it was before."""
+    if name == "t":
+        return reach.t()
+    if name == "transpose":
+        return reach.transpose(*args_of(node)[1:3])
+    dims = [d % reach.dim() for d in args_of(node)[1]]
+    return reach.permute([dims.index(d) for d in range(len(dims))])
+
+
 def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any], wanted: list[fx.Node]) -> list[Tensor]:
     """Scatter what the result reaches back along the movement, found by moving element numbers."""
     name = _name(node)
@@ -395,6 +436,10 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
         return [reach.amax(-1)]
     if name in ("_to_copy", "_conj", "resolve_conj"):
         return [reach]
+    if name in _KEEP_ORDER:
+        return [reach.reshape(_shape(value(a))) for a in wanted]
+    if name in ("transpose", "t", "permute"):
+        return [_turned_back(node, name, reach) for _ in wanted]
     if _accumulates(node):
         base, places, added = args_of(node)[:3]
         at = _places(reach, [None if p is None else value(p) for p in places])

@@ -11,13 +11,14 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrosys.adapters.certificate import Certificate
+from pyrosys.adapters.part import Part
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
 from pyrosys.errors import InputError, PlanError, WeightsError
@@ -69,6 +70,7 @@ class Plan:
         solved: target tensors that follow from others of the target's (the gain of a weight norm).
         output_order: source position of each target position on the last axis of outputs of that length, when the two
             models order their tokens differently.
+        parts: what of source and target was matched, when that is not the whole of both.
         probes, selectors: the inputs and output selectors of `match`; not saved.
         checked: `"structure"`, `"random parameters"` or `"real weights"`: the strongest check that passed.
         certificate: what was run and compared, when the plan was found.
@@ -93,10 +95,18 @@ class Plan:
     notes: tuple[str, ...] = ()
     checked: str = "structure"
     certificate: Certificate | None = None
+    parts: tuple[Part, Part] | None = None
     target_state: Mapping[str, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
     probes: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     selectors: tuple[Any, Any] = dataclasses.field(default=(None, None), repr=False, compare=False)
     output_order: tuple[int, ...] | None = None
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of the target's elements that the plan sets."""
+        sizes = {n: torch.Size(s.shape).numel() for n, s in self.target.items() if n not in self.target_ties}
+        set_here = sum(size for n, size in sizes.items() if n in self.pieces or n in self.solved)
+        return set_here / max(sum(sizes.values()), 1)
 
     # Use
 
@@ -232,8 +242,6 @@ class Plan:
         """
         from pyrosys.adapters.verify import verify_plan
 
-        if inputs is None and self.probes is not None:
-            inputs, target_inputs = self.probes
         return verify_plan(self, source, target, inputs, target_inputs)
 
     def invert(self) -> "Plan":
@@ -278,6 +286,7 @@ class Plan:
             output_order=_inverse(self.output_order),
             probes=None if self.probes is None else (self.probes[1], self.probes[0]),
             selectors=(self.selectors[1], self.selectors[0]),
+            parts=None if self.parts is None else (self.parts[1], self.parts[0]),
             notes=(*self.notes, "inverted"),
         )
 
@@ -309,12 +318,38 @@ class Plan:
             "output_order": None if self.output_order is None else list(self.output_order),
             "notes": list(self.notes),
             "pieces": {name: [p.to_json() for p in steps] for name, steps in self.pieces.items()},
+            "parts": None if self.parts is None else [part.to_json() for part in self.parts],
             "certificate": None if self.certificate is None else self.certificate.to_json(),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, whole or not at all."""
         write_json(pathlib.Path(path), self.to_json())
+
+    @staticmethod
+    def from_function(
+        convert: Callable[[dict[str, Tensor]], Mapping[str, Any]], source: Mapping[str, Tensor]
+    ) -> "Plan":
+        """The plan that a conversion script stands for, found by running it on numbered elements.
+
+        Args:
+            convert: from a state dict in the source's layout to one in the target's.
+            source: names, shapes and dtypes of the source; values are not used.
+
+        Raises:
+            PlanError: the script computes new values, or does what it does because of values.
+
+        Example:
+            >>> import torch, pyrosys
+            >>> def script(state):
+            ...     return {"query": state["qkv"][:4].T, "key": state["qkv"][4:8].T}
+            >>> plan = pyrosys.Plan.from_function(script, {"qkv": torch.zeros(12, 5)})
+            >>> print(plan.report().splitlines()[1].strip())
+            query  <-  qkv[:4].T
+        """
+        from pyrosys.adapters.from_function import plan_from_function
+
+        return plan_from_function(convert, source)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":
@@ -371,6 +406,7 @@ class Plan:
                 notes=tuple(data["notes"]),
                 checked=str(data["checked"]),
                 certificate=Certificate.from_json(data["certificate"]) if data.get("certificate") else None,
+                parts=_parts(data["parts"]) if data.get("parts") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"The plan in {origin} is damaged: {type(error).__name__}: {error}.") from error
@@ -394,23 +430,24 @@ class Plan:
                     _check_inside(piece, self.source_spec(piece.source), "source")
             _check_cover(name, self.target[name], list(steps))
 
-    def export(self, form: str, path: str | os.PathLike[str] | None = None) -> str:
+    def export(self, form: str, path: str | os.PathLike[str] | None = None, *, config: Any = None) -> str:
         """The plan as Python text, for where this library is not installed; written to a file when a path is given.
 
         Args:
             form: `"python"` for a function `convert(state)` that needs torch only, `"transformers"` for the list of
                 `WeightRenaming` and `WeightConverter` that `transformers` loads such checkpoints with.
             path: a file to write.
+            config: for `"transformers"`: the target's configuration, from which it reads how many heads to reorder.
 
         Raises:
             PlanError: the form cannot express the plan; the message names the tensor.
         """
         from pyrosys.adapters import export_python, export_transformers
 
-        forms = {"python": export_python.to_python, "transformers": export_transformers.to_transformers}
-        if form not in forms:
-            raise InputError(f"Expected a form among {', '.join(forms)}, found {form!r}.")
-        text = forms[form](self)
+        if form not in ("python", "transformers"):
+            raise InputError(f"Expected 'python' or 'transformers', found {form!r}.")
+        python = form == "python"
+        text = export_python.to_python(self) if python else export_transformers.to_transformers(self, config)
         if path is not None:
             pathlib.Path(path).write_text(text, encoding="utf-8")
         return text
@@ -429,6 +466,11 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.pieces)} tensors from {len(self.source)}, checked: {self.checked}>"
+
+
+def _parts(data: Any) -> tuple[Part, Part]:
+    source, target = data
+    return Part.from_json(source), Part.from_json(target)
 
 
 def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:

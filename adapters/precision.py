@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-__all__ = ["Widen", "default_dtype", "wide"]
+from pyrosys.adapters.nodes import map_leaves
+
+__all__ = ["Widen", "default_dtype", "wide", "widest"]
 
 _REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
@@ -21,13 +22,14 @@ _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 def wide(args: Any) -> Any:
     """Arguments with every floating-point type replaced by its widest."""
+    return map_leaves(widest, args)
 
-    def widen(value: Any) -> Any:
-        if not isinstance(value, torch.dtype):
-            return value
-        return torch.float64 if value in _REAL else torch.complex128 if value in _COMPLEX else value
 
-    return tree_map(widen, args)
+def widest(value: Any) -> Any:
+    """The widest type for a floating-point type; anything else as it is."""
+    if not isinstance(value, torch.dtype):
+        return value
+    return torch.float64 if value in _REAL else torch.complex128 if value in _COMPLEX else value
 
 
 class Widen(TorchDispatchMode):

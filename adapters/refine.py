@@ -32,27 +32,37 @@ class Refinement:
         agree: whether both models show the same set of colours.
         settled: whether they did before any order was chosen.
         rounds: rounds run.
+        at_once: whether all orders were chosen at once and shown to be right by one round only.
     """
 
     agree: bool
     settled: bool
     rounds: int
+    at_once: bool = False
 
 
-def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True) -> Refinement:
+def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, at_once: bool = False) -> Refinement:
     """Refine until every element has a colour of its own in its place, or nothing more can be told apart.
 
     Args:
         sides: the two models under colours.
         use_numbers: whether the numeric stream counts; without it models that differ in a constant can still be paired,
             to find out where they differ.
+        at_once: whether to try all orders at once first, which is quick, and may be wrong where numbers hardly tell.
     """
     refiner = _Refiner(sides, use_numbers)
-    refiner.settle()
+    refiner.round()
     settled = refiner.equal_colours()
-    if settled:
-        refiner.choose_orders()
-    return Refinement(settled and refiner.agree(), settled, refiner.rounds)
+    at_once = at_once and use_numbers and settled and refiner.order_at_once()
+    if settled and not at_once:
+        refiner.settle()
+        settled = refiner.equal_colours()
+        if settled:
+            refiner.choose_orders()
+    agree = settled and refiner.agree()
+    if agree:
+        refiner.rest()
+    return Refinement(agree, settled, refiner.rounds, at_once)
 
 
 class _Refiner:
@@ -62,7 +72,10 @@ class _Refiner:
         self.rounds = 0
         self.count = 0
         self.conflicts = 0
+        self.noise = 0.0
         self.refused = False
+        self.ran_under = [side.families for side in sides]
+        self.fresh = False  # whether the colours of the last round tell no more than those that it ran under
         self.hope = _REWARD * 4  # spent by choices that split the models apart, earned by those that do not
 
     # State
@@ -86,6 +99,7 @@ class _Refiner:
                 return
 
     def round(self) -> None:
+        self.ran_under = [side.families for side in self.sides]
         streams = [side.run() for side in self.sides]
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
@@ -93,16 +107,20 @@ class _Refiner:
             torch.cat([getattr(p, name) for side in pieces for p in side]) for name in ("colour", "exact", "numbers")
         )
         groups = torch.unique(mix(colour, exact), return_inverse=True)[1]
+        of_features = torch.cat(
+            [torch.full_like(p.colour, p.place.kind in _FEATURES) for side in pieces for p in side]
+        ).bool()
         if self.use_numbers:
             sizes = [sum(p.colour.numel() for p in side) for side in pieces]
             side_of = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
-            groups, conflicting = group_by_numbers(groups, numbers, side_of)
-            features = torch.cat(
-                [torch.full_like(p.colour, p.place.kind in _FEATURES) for side in pieces for p in side]
-            )
-            self.conflicts = len(torch.unique(groups[conflicting & features.bool()]))
+            groups, conflicting, self.noise = group_by_numbers(groups, numbers, side_of)
+            self.conflicts = len(torch.unique(groups[conflicting & of_features]))
         self.count = int(groups.max()) + 1 if groups.numel() else 0
-        colours = torch.where(torch.cat([p.live for side in pieces for p in side]), mix(groups, 77), DEAD)
+        live = torch.cat([p.live for side in pieces for p in side])
+        of_columns = of_features & ~torch.cat([torch.full_like(p.live, p.is_rows) for side in pieces for p in side])
+        told, before = groups[live & of_columns], colour[live & of_columns]
+        self.fresh = len(torch.unique(told)) == len(torch.unique(before)) and not bool((before == DEAD).any())
+        colours = torch.where(live, mix(groups, 77), DEAD)
         at = 0
         for side, found in zip(self.sides, pieces, strict=True):
             families: dict[Place, Family] = {}
@@ -115,7 +133,34 @@ class _Refiner:
                     family.rows = part
             side.families = families
 
+    def rest(self) -> None:
+        """Leave both models as they ran under colours that tell everything apart."""
+        if self.fresh:  # the last round told no features apart: the colours that they ran under are as good
+            for side, before in zip(self.sides, self.ran_under, strict=True):
+                side.families = {
+                    place: Family(before[place].features, now.rows) if place.kind in _FEATURES else now
+                    for place, now in side.families.items()
+                }
+        else:
+            for side in self.sides:
+                side.run()
+
     # Orders
+
+    def order_at_once(self) -> bool:
+        """Order everything after the first round; in most pairs both models store their features in one order.
+
+        Of a choice that leaves no feature like another, one round tells whether it is right. Otherwise it is taken back.
+        """
+        before, conflicts, count = self.save(), self.conflicts, self.count
+        for kinds in (_FEATURES, {"elements"}):
+            self._order(self._orderable(kinds), kinds)
+        self.round()
+        if self.agree() and self.noise < _FINEST and not self._orderable() and not self._undecided():
+            return True
+        self.load(before)
+        self.conflicts, self.count = conflicts, count
+        return False
 
     def choose_orders(self) -> None:
         """Tell the features of every place apart, then the elements of biases and gains."""
@@ -176,10 +221,9 @@ class _Refiner:
 
     def _order_units(self) -> bool:
         """Tell equal branches apart (parallel experts): whole places, or groups of one, that share their colours."""
-        sizes = [self._sizes(side, {"contract"}) for side in self.sides]
-        colours = [
-            c for c, found in sizes[0].items() if len(found) > 1 and sorted(sizes[1].get(c, [])) == sorted(found)
-        ]
+        left, right = (_sizes(side, {"contract"}) for side in self.sides)
+        units = torch.unique(left[0], return_counts=True)
+        colours = sorted(_alike(units[0][units[1] > 1], left, right))
         if not colours:
             return False
         shared = torch.tensor(colours)
@@ -248,19 +292,8 @@ class _Refiner:
 
     def _orderable(self, kinds: set[str] | None = None) -> set[int]:
         """Colours shared by several elements of one place, with the same numbers of elements per place on both sides."""
-        left, right = (self._sizes(side, kinds) for side in self.sides)
-        many = {colour: sorted(sizes) for colour, sizes in left.items() if max(sizes) > 1}
-        return {colour for colour, sizes in many.items() if sorted(right.get(colour, [])) == sizes}
-
-    def _sizes(self, side: Colouring, kinds: set[str] | None) -> dict[int, list[int]]:
-        """For each colour, how many elements have it in every unit where any has."""
-        found: dict[int, list[int]] = {}
-        for unit in _units(side, kinds):
-            colours, sizes = torch.unique(unit, return_counts=True)
-            for colour, size in zip(colours.tolist(), sizes.tolist(), strict=True):
-                if colour != DEAD:
-                    found.setdefault(colour, []).append(size)
-        return found
+        left, right = (_sizes(side, kinds) for side in self.sides)
+        return _alike(left[0][left[1] > 1], left, right)
 
     def _order(self, colours: set[int], kinds: set[str], only_first: bool = False) -> None:
         wanted = torch.tensor(sorted(colours))
@@ -302,6 +335,28 @@ def _units(side: Colouring, kinds: set[str] | None) -> Iterator[Tensor]:
         if kinds is None or place.kind in kinds:
             rows = _rows(family.features) if place.kind == "contract" else family.features.reshape(1, -1)
             yield from rows
+
+
+Sizes = tuple[Tensor, Tensor]
+"""Colours, each once for every unit where an element has it, and how many elements of the unit have it."""
+
+
+def _sizes(side: Colouring, kinds: set[str] | None) -> Sizes:
+    found = [torch.unique(unit, return_counts=True) for unit in _units(side, kinds)]
+    if not found:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    colours, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return colours[colours != DEAD], sizes[colours != DEAD]
+
+
+def _alike(colours: Tensor, left: Sizes, right: Sizes) -> set[int]:
+    """Those of the colours of which both models have as many elements, unit by unit."""
+    found: list[dict[int, list[int]]] = [{}, {}]
+    for by_colour, (every, sizes) in zip(found, (left, right), strict=True):
+        mine = torch.isin(every, colours)
+        for colour, size in zip(every[mine].tolist(), sizes[mine].tolist(), strict=True):
+            by_colour.setdefault(colour, []).append(size)
+    return {colour for colour, sizes in found[0].items() if sorted(found[1].get(colour, [])) == sorted(sizes)}
 
 
 def _all_colours(side: Colouring) -> Tensor:
@@ -363,7 +418,7 @@ def _piece(
     )
 
 
-def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor) -> tuple[Tensor, Tensor, float]:
     """Split groups by numbers, as finely as the noise in them allows.
 
     Rounding moves numbers by an amount that depends on the model and on the depth, so there is no one tolerance. In each
@@ -378,14 +433,16 @@ def group_by_numbers(parents: Tensor, numbers: Tensor, side: Tensor) -> tuple[Te
         side: 0 or 1, the model that the element belongs to.
 
     Returns:
-        The finer group of each element, and whether its numbers are in conflict.
+        The finer group of each element, whether its numbers are in conflict, and the largest noise where they are not.
     """
     groups = torch.unique(parents, return_inverse=True)[1]
     conflicting = torch.zeros(len(groups), dtype=torch.bool)
+    largest = 0.0
     for column in range(numbers.shape[1]):
-        groups, in_conflict = _split(groups, numbers[:, column], side)
+        groups, in_conflict, noise = _split(groups, numbers[:, column], side)
         conflicting |= in_conflict
-    return groups, conflicting
+        largest = max(largest, noise)
+    return groups, conflicting, largest
 
 
 _FINEST = 1e-7  # rounding that a norm of nearly equal features has amplified stays below
@@ -393,10 +450,10 @@ _CONFLICT = 1e-2
 _CLEAR = 32.0  # gaps this many times as wide as the noise separate; noise alone has such gaps hardly ever
 
 
-def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups split by one column of numbers, and which elements are in conflict."""
+def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Groups split by one column of numbers, which elements are in conflict, and the largest noise of the others."""
     if not len(groups):
-        return groups, torch.zeros(0, dtype=torch.bool)
+        return groups, torch.zeros(0, dtype=torch.bool), 0.0
     order = order_by_group(groups, values)
     group, value, own = groups[order], values[order], side[order]
     count = int(group[-1]) + 1
@@ -411,7 +468,7 @@ def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor
     part = torch.cumsum(new.to(torch.int64), 0) - 1
     result = torch.empty_like(part)
     result[order] = part
-    return result, conflict[groups]
+    return result, conflict[groups], float(torch.where(conflict, 0.0, noise).max())
 
 
 def order_by_group(group: Tensor, value: Tensor) -> Tensor:

@@ -18,6 +18,12 @@ def report(plan: "Plan") -> str:
     """One line per target tensor, then what is kept, unused, filled or assumed, then what was checked."""
     width = max((len(n) for n in plan.target), default=0)
     lines = [f"Plan: {len(plan.target)} target tensors from {len(plan.source)} source tensors"]
+    if plan.parts is not None:
+        source, target = plan.parts
+        lines.append(f"Only a part: {source} of the source, {target} of the target")
+        lines.append(
+            f"Sets {100 * plan.coverage:.1f} % of the target's elements; the rest keeps the target's own values"
+        )
     for name in plan.target:
         text = words(plan, name)
         if text:

@@ -21,9 +21,20 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
+from pyrosys.adapters.sums import join_parts, join_sums
 from pyrosys.errors import CaptureError, PyrosysError
 
-__all__ = ["ModuleSide", "Side"]
+__all__ = ["FROZEN", "READINGS", "ModuleSide", "Side"]
+
+
+FROZEN = "buffers for constants"
+_REWRITES = {
+    "products of matrices together": merge_products,
+    "parts of contractions together": join_parts,
+    "sums of contractions together": join_sums,
+}
+READINGS = (FROZEN, *_REWRITES)
+"""Other ways to read a model than the plain one."""
 
 
 class Side(Protocol):
@@ -36,9 +47,9 @@ class Side(Protocol):
 
     def choose(self, outputs: list[int]) -> None: ...
 
-    def freeze_buffers(self) -> bool: ...
+    def possible(self) -> frozenset[str]: ...
 
-    def merge_products(self) -> bool: ...
+    def read(self, readings: frozenset[str]) -> None: ...
 
     def state(self) -> Mapping[str, Tensor]: ...
 
@@ -62,27 +73,31 @@ class ModuleSide:
         self.select = select
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
-        self.frozen = False
-        self.merging = False
+        self.readings: frozenset[str] = frozenset()
         self.state_buffers: frozenset[str] = frozenset()
 
     def capture(self, probe: int = 0) -> Capture:
         """The forward pass on one probe."""
-        captured = capture(self.model, self.probes[probe], output=self.select, frozen=self.frozen)
+        captured = self._captured(probe, frozen=FROZEN in self.readings)
         self.state_buffers = captured.buffers & captured.reached
-        if self.merging:
-            merge_products(captured)
+        for reading, rewrite in _REWRITES.items():
+            if reading in self.readings:
+                rewrite(captured)
         return captured
 
-    def merge_products(self) -> bool:
-        """Take products of matrices together from now on; whether that changes anything."""
-        self.merging = True
-        return merge_products(capture(self.model, self.probes[0], output=self.select, frozen=self.frozen))
+    def _captured(self, probe: int, frozen: bool = False) -> Capture:
+        return capture(self.model, self.probes[probe], output=self.select, frozen=frozen)
 
-    def freeze_buffers(self) -> bool:
-        """Take buffers for constants from now on; whether that changes anything."""
-        self.frozen = True
-        return any(not self.model.get_buffer(name).is_meta for name in self.state_buffers)
+    def possible(self) -> frozenset[str]:
+        """The readings that make a difference, the model captured before."""
+        found = {reading for reading, rewrite in _REWRITES.items() if rewrite(self._captured(0))}
+        if any(not self.model.get_buffer(name).is_meta for name in self.state_buffers):
+            found.add(FROZEN)
+        return frozenset(found)
+
+    def read(self, readings: frozenset[str]) -> None:
+        """Read the model in these ways from now on."""
+        self.readings = readings
 
     def choose(self, outputs: list[int]) -> None:
         """Keep only some of the outputs, by number."""

@@ -106,6 +106,21 @@ class Structure:
         self.nodes = [n for n in self.nodes if n in needed]
         self.places = [p for p in self.places if p.node in needed]
         self.constants = {n: v for n, v in self.constants.items() if n in needed}
+        for known in ("places_at", "number"):
+            vars(self).pop(known, None)
+
+    @functools.cached_property
+    def places_at(self) -> dict[fx.Node, list[Place]]:
+        """The places of every node that has any."""
+        found: dict[fx.Node, list[Place]] = {}
+        for place in self.places:
+            found.setdefault(place.node, []).append(place)
+        return found
+
+    @functools.cached_property
+    def number(self) -> dict[Place, int]:
+        """The position of every place among the places."""
+        return {place: number for number, place in enumerate(self.places)}
 
     @property
     def widest(self) -> int:

@@ -6,17 +6,22 @@ rounded, measured on the same probe. Agreement to float64 rounding is tried firs
 """
 
 import dataclasses
+import functools
+import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from pyrosys.adapters.capture import Inputs, as_inputs
+from pyrosys.adapters.capture import as_inputs
 from pyrosys.adapters.certificate import Certificate, Comparison, versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.outputs import align_outputs
-from pyrosys.adapters.sides import ModuleSide, Side
+from pyrosys.adapters.part import Part, side_of
+from pyrosys.adapters.sides import FROZEN, Side
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import CaptureError, VerificationError
 
@@ -78,7 +83,7 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
         tensor = state[name]
         if name in ranges:
             number, low, spread = ranges[name]
-            noise = _noise(tensor.shape, 1000 * seed + number)
+            noise = _noise(tensor.shape, seed, number)
             if low == 0.0:
                 return noise.mul_(spread * size)
             return noise.mul_(spread).add_(low).abs_().add_(0.1)
@@ -92,14 +97,20 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
 _POOL = 1_000_003  # a prime, so that no row of a tensor made of copies equals another
 
 
-def _noise(shape: torch.Size, seed: int) -> Tensor:
-    """Normal numbers; large tensors are filled with copies of a smaller draw, which takes a tenth of the time."""
-    generator = torch.Generator().manual_seed(seed)
-    numel = shape.numel()
-    if numel <= _POOL:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-    pool = torch.randn(_POOL, generator=generator, dtype=torch.float64)
-    return pool.repeat(-(-numel // _POOL))[:numel].reshape(shape)
+@functools.lru_cache(4)
+def _pool(seed: int) -> Tensor:
+    return torch.randn(_POOL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _noise(shape: torch.Size, seed: int, number: int) -> Tensor:
+    """Normal numbers: a stretch of one draw, from a place of its own for each number, repeated where it is too short."""
+    pool, result = _pool(seed), torch.empty(shape, dtype=torch.float64)
+    line, start = result.reshape(-1), number * 618_034 % _POOL  # the golden section keeps the places apart
+    while len(line):
+        part = pool[start : start + len(line)]
+        line[: len(part)] = part
+        line, start = line[len(part) :], 0
+    return result
 
 
 def _ranges(structure: Structure, place: Place) -> list[tuple[fx.Node, float, float]]:
@@ -132,7 +143,7 @@ def compare(
         tolerance: an absolute difference that the caller accepts, instead.
         order: source position of each target position on the last axis of outputs of that length.
     """
-    difference, scale, response = 0.0, 0.0, 0.0
+    difference, scale = 0.0, 0.0
     outputs: list[list[Tensor]] = []
     for probe in range(len(source.probes)):
         expected = source.run(source_state, probe, dtype)
@@ -150,17 +161,21 @@ def compare(
                 difference = float("inf")
             scale = max(scale, float(e.abs().max()) if e.numel() else 0.0)
         outputs.append(expected)
-        rounded = rounding_response(source, source_state, probe, dtype, expected, torch.finfo(dtype).eps)
-        response = max(response, *rounded)
+
+    def response(step: float) -> float:
+        every = (rounding_response(source, source_state, i, dtype, e, step) for i, e in enumerate(outputs))
+        return max(itertools.chain.from_iterable(every), default=0.0)
+
+    step = torch.finfo(dtype).eps
     name = str(dtype).removeprefix("torch.")
-    allowed = _SLACK * (response + 4 * torch.finfo(dtype).eps * scale)
-    rounding = name
+    allowed, rounding = _SLACK * 4 * step * scale, name
     if tolerance is not None:
         allowed, rounding = tolerance, "stated by the caller"
-    elif dtype == torch.float64 and difference > allowed:
-        step = torch.finfo(torch.float32).eps
-        coarse = (rounding_response(source, source_state, i, dtype, e, step) for i, e in enumerate(outputs))
-        allowed, rounding = max(map(max, coarse)) + 2 * step * scale, "float32"
+    elif difference > allowed:  # more than the last operation rounds; how much all of them do takes another run to say
+        allowed += _SLACK * response(step)
+        if dtype == torch.float64 and difference > allowed:
+            step = torch.finfo(torch.float32).eps
+            allowed, rounding = response(step) + 2 * step * scale, "float32"
     return Outcome(Comparison(parameters, name, difference, scale, allowed, rounding), difference <= allowed)
 
 
@@ -173,9 +188,13 @@ def rounding_response(
         tensor = state[name]
         if not tensor.is_floating_point():
             return tensor
+        moved = tensor.to(torch.float64 if dtype == torch.float64 else tensor.dtype, copy=True).contiguous()
         generator = torch.Generator().manual_seed(len(name) + tensor.numel())
-        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8) * 2 - 1
-        return tensor.to(torch.float64 if dtype == torch.float64 else tensor.dtype) * (1 + step * sign)
+        sign = torch.randint(0, 2, (min(tensor.numel(), _POOL),), generator=generator) * 2 - 1
+        factor = (1 + step * sign.to(torch.float64)).to(moved.dtype)
+        for part in moved.reshape(-1).split(_POOL):
+            part.mul_(factor[: len(part)])
+        return moved
 
     found = side.run(LazyState(state, move), probe, dtype)
     return [float((e - f).abs().max()) if e.numel() else 0.0 for e, f in zip(expected, found, strict=True)]
@@ -210,14 +229,17 @@ def deterministic(side: Side, state: Mapping[str, Tensor]) -> None:
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """Merkle digest of a state, names sorted."""
-    import hashlib
+
+    def leaf(name: str) -> bytes:
+        tensor = state[name].detach().contiguous().cpu()
+        digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        return digest.digest()
 
     total = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().contiguous().cpu()
-        leaf = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        leaf.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        total.update(leaf.digest())
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing lets other threads run
+        for digest in threads.map(leaf, sorted(state)):
+            total.update(digest)
     return total.hexdigest()
 
 
@@ -238,7 +260,7 @@ def certify(
         The certificate, the first comparison that failed if one did, and the source state it failed with.
     """
     state = source.state()
-    own = LazyState(target.state(), lambda name: _own_value(target, name))
+    own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
     rounds = _ROUNDS
     if sum(t.numel() for t in state.values()) > _LARGE:
         source, target = (_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
@@ -329,9 +351,8 @@ def _consistent(drawn: LazyState, plan: "Plan") -> LazyState:
     return LazyState(drawn, make)
 
 
-def _own_value(target: Side, name: str) -> Tensor:
+def _own_value(tensor: Tensor) -> Tensor:
     """The target's own value of a tensor; zeros where it is on meta and cannot matter."""
-    tensor = target.state()[name]
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach()
 
 
@@ -343,20 +364,14 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     """`Plan.verify` for modules and probes that were not those of `match`."""
     if not isinstance(source, nn.Module) or not isinstance(target, nn.Module):
         raise VerificationError("Expected two modules to verify a plan on; a card or a name cannot be run here.")
-    given = inputs if inputs is not None else getattr(source, "example_input_array", None)
-    if given is None:
-        raise VerificationError(
-            "A plan read from a file holds no probes. Pass inputs: plan.verify(source, target, inputs)."
-        )
-    probes: list[Inputs] = as_inputs(given)
-    others = as_inputs(target_inputs) if target_inputs is not None else probes
-    left, right = (
-        ModuleSide(m, p, s) for m, p, s in zip((source, target), (probes, others), plan.selectors, strict=True)
-    )
+    left, right = _sides_of(plan, source, target, inputs, target_inputs)
     order = None if plan.output_order is None else torch.tensor(plan.output_order)
     certificate, failed = _certified(plan, left, right, order)
-    changed = [side.freeze_buffers() for side in (left, right)] if failed is not None else []
-    if any(changed):  # they were constants to `match`
+    if failed is not None and any(
+        FROZEN in side.possible() for side in (left, right)
+    ):  # they were constants to `match`
+        for side in (left, right):
+            side.read(frozenset({FROZEN}))
         certificate, failed = _certified(plan, left, right, order)
     if failed is not None:
         c = failed.comparison
@@ -367,10 +382,29 @@ def verify_plan(plan: "Plan", source: Any, target: Any, inputs: Any = None, targ
     return certificate
 
 
-def _certified(
-    plan: "Plan", left: ModuleSide, right: ModuleSide, order: Tensor | None
-) -> tuple[Certificate, Outcome | None]:
+def _sides_of(plan: "Plan", source: nn.Module, target: nn.Module, inputs: Any, target_inputs: Any) -> tuple[Side, Side]:
+    """What the plan is about, on the inputs given or on those that it was made with."""
+    from pyrosys.adapters.search import Whole, sides_of
+
+    parts = plan.parts or (Part(), Part())
+    if inputs is None and plan.probes is not None:  # for submodules on their own, already what these take
+        (a, b), (p, q), (s, t) = parts, plan.probes, plan.selectors
+        return side_of(source, list(p), a, s), side_of(target, list(q), b, t)
+    given = inputs if inputs is not None else getattr(source, "example_input_array", None)
+    if given is None:
+        raise VerificationError(
+            "A plan read from a file holds no probes. Pass inputs: plan.verify(source, target, inputs)."
+        )
+    probes = as_inputs(given)
+    others = as_inputs(target_inputs) if target_inputs is not None else probes
+    left, right = Whole(source, probes, plan.selectors[0]), Whole(target, others, plan.selectors[1])
+    return sides_of(left, right, parts)
+
+
+def _certified(plan: "Plan", left: Side, right: Side, order: Tensor | None) -> tuple[Certificate, Outcome | None]:
     structures = Structure(left.capture()), Structure(right.capture())
     align_outputs(left, right, structures)
     certificate, failed, _ = certify(plan, left, right, structures, tolerance=None, order=order)
+    if plan.parts is not None:
+        certificate = dataclasses.replace(certificate, compared=f"{left.name}; {right.name}")
     return certificate, failed

@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
+    from pyrosys.fetching import fetch, where
     from pyrosys.finding import Found, find
     from pyrosys.loading import load
     from pyrosys.model import Model
     from pyrosys.porting import Port, port
     from pyrosys.publishing import Published, publish
     from pyrosys.structure import Structure, read_structure
+    from pyrosys.verifying import Checked, verify
 
 __all__ = [
     "Certificate",
+    "Checked",
     "Difference",
     "Found",
     "Inputs",
@@ -40,6 +43,7 @@ __all__ = [
     "analysis",
     "diff",
     "errors",
+    "fetch",
     "find",
     "fingerprint",
     "hub",
@@ -53,6 +57,8 @@ __all__ = [
     "port",
     "publish",
     "read_structure",
+    "verify",
+    "where",
     "zoo",
 ]
 
@@ -71,12 +77,14 @@ _NAMES = {
     ),
     "pyrosys.catalogue": ("info", "list_models"),
     "pyrosys.errors": ("PyrosysError", "StructureMismatch"),
+    "pyrosys.fetching": ("fetch", "where"),
     "pyrosys.finding": ("Found", "find"),
     "pyrosys.loading": ("load",),
     "pyrosys.model": ("Model",),
     "pyrosys.porting": ("Port", "port"),
     "pyrosys.publishing": ("Published", "publish"),
     "pyrosys.structure": ("Structure", "read_structure"),
+    "pyrosys.verifying": ("Checked", "verify"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import functools
 import gzip
+import hashlib
 import importlib
 import json
 import logging
@@ -46,6 +47,7 @@ __all__ = [
     "CARDS",
     "Layout",
     "build",
+    "example_of",
     "info",
     "knows",
     "list_models",
@@ -142,7 +144,7 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     """Give a model with its weights, in evaluation mode, verified.
 
     Every tensor of the file is accounted for, and on an example the model computes what the implementation that wrote
-    the file computes.
+    the file computes. What was verified before and has not changed since is not run again.
 
     Args:
         name: A name that `list_models` gives.
@@ -156,18 +158,31 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
     """
     from pyrosys.hub import read_weights
     from pyrosys.porting import fill, state_for
+    from pyrosys.verified import note_verified, was_verified
 
     entry = _entry(name)
     path = fetch_first(entry["sources"], offline=offline)
     pinned = all(source.get("sha256") for source in entry["sources"])
     layout = Layout.of(name)
-    state = state_for(layout.card, layout.relevant(read_weights(path, allow_pickle=pinned)))
+    facts = {"name": name, "weights": _digest(path), "layout": layout.digest()}
+    verified = was_verified(**facts)
+    weights = layout.relevant(read_weights(path, allow_pickle=pinned))
+    state = state_for(layout.card, weights, values=not verified)
     with without_initialisation():
         model = build(name).eval()
     plan = layout.plan(model, state)
-    fill(model, plan.apply(state, model.state_dict()))
-    layout.verify(model, state, name)
+    fill(model, plan.apply(state, model.state_dict()), share=True)
+    if not verified:
+        layout.verify(model, state, name)
+        note_verified(**facts)
     return model if device is None else model.to(device)
+
+
+def example_of(kind: type) -> Inputs | None:
+    """An example that shows all of what a class of the zoo computes, as the cards of published files have it."""
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    name = next((name for name, entry in _zoo().items() if entry["class"] == reference), None)
+    return None if name is None else Layout.of(name).example
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
@@ -218,6 +233,14 @@ class Layout:
     def path(self, kind: str) -> Path:
         """Where a file of this layout lies."""
         return CARDS / f"{self.name}.{kind}"
+
+    def digest(self) -> str:
+        """One digest for all that the layout says: its files in ``zoo/cards``, and what goes with them."""
+        digest = hashlib.sha256(repr((self.output, sorted(self.config.items()), self.ignored)).encode())
+        for kind in ("structure.json.gz", "probe.safetensors", "plan.json.gz"):
+            path = self.path(kind)
+            digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
 
     def relevant(self, weights: Mapping[str, Value]) -> Mapping[str, Value]:
         """The weights without what published files hold beside those of the implementation."""
@@ -288,6 +311,15 @@ class Layout:
         except (ValueError, EOFError, OSError) as error:
             raise WeightsError(f"The plan {path} is damaged: {error}. Install the package again.") from error
         return Plan.from_json(data, str(path))
+
+
+def _digest(path: Path) -> str:
+    """The digest of a weights file, with that of its shards if it is an index; known from when it was fetched."""
+    from pyrosys.hub.cache import Cache
+    from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
+
+    shards = sorted(set(read_index(path).values())) if path.name.endswith(INDEX_SUFFIX) else []
+    return "+".join(Cache().sha256(file) for file in (path, *(path.parent / shard for shard in shards)))
 
 
 def _fits(plan: Plan, model: Model) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrosys.adapters.capture import Inputs, capture
+from pyrosys.adapters.capture import Inputs, OutputSelector, capture
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.match import match_sides
@@ -41,8 +42,10 @@ from pyrosys.hub.manifest import MANIFEST, check_files, manifest_digest
 from pyrosys.hub.safetensors_file import SafetensorsFile
 from pyrosys.hub.sources import Source
 from pyrosys.hub.strict_json import parse_object
+from pyrosys.hub.weights import shapes_of
 from pyrosys.model import Model
 from pyrosys.porting import calling, fill, state_for
+from pyrosys.verified import note_verified, was_verified
 
 __all__ = [
     "CONFIG",
@@ -53,8 +56,12 @@ __all__ = [
     "Entry",
     "Probe",
     "entry_address",
+    "fetch_entry",
+    "is_entry",
     "is_web_address",
     "open_first",
+    "run_card",
+    "run_model",
 ]
 
 CONFIG, STRUCTURE, PROBE, README = "config.json", "structure.json", "probe.safetensors", "README.md"
@@ -254,6 +261,9 @@ class Entry:
             VerificationError: The outputs are not those on record.
             WeightsError: The weights are not those of the card.
         """
+        facts = {"entry": manifest_digest(self.folder), "class": "its card"}
+        if was_verified(**facts):
+            return
         card = self.card()
         if not _equal(card.inputs.tensors(), self.probe.inputs):
             raise WeightsError(
@@ -261,26 +271,31 @@ class Entry:
             )
         state = state_for(card, self.weights())
         self.probe.compare(run_card(card, state), f"the structure card of {self.address}")
+        note_verified(**facts)
 
     def model(self) -> Model:
         """The model of the zoo that the entry holds, with its weights, in evaluation mode, verified on the probe.
+
+        What was verified before and has not changed since is not run again: its weights are mapped into memory.
 
         Raises:
             InputError: Its class is not one of the zoo.
             WeightsError: The weights are not those of its class and configuration.
             VerificationError: It does not give the outputs on record.
         """
-        model, weights = self._empty(), read_weights(self.folder)
-        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if own == {name: tuple(tensor.shape) for name, tensor in weights.items()}:
-            check_finite(weights)
+        weights = read_weights(self.folder)
+        shapes = shapes_of(weights)
+        with torch.device("meta"):
+            model = self._build(shapes)
+        facts = {"entry": manifest_digest(self.folder), "class": type(model).__qualname__}
+        verified = was_verified(**facts)
+        if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes:
             model.load_state_dict(dict(weights), assign=True)
         else:  # another version of the class: its names may differ, its structure may not
-            card = self.card()
-            state = state_for(card, self.weights())
-            plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
-            fill(model, plan.apply(state, model.state_dict()))
-        self.verify(model)
+            model = self._matched(model, shapes)
+        if not verified:
+            self.verify(model)
+            note_verified(**facts)
         return model
 
     def verify(self, model: nn.Module) -> None:
@@ -289,7 +304,20 @@ class Entry:
         Raises:
             VerificationError: It does not give the outputs on record.
         """
+        check_finite(model.state_dict())
         self.probe.compare(run_model(calling(model), self.card().inputs), f"{type(model).__name__} from {self.address}")
+
+    def _matched(self, empty: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+        """The model with weights that have other names than it has."""
+        if sum(t.numel() for t in empty.state_dict().values()) != sum(map(math.prod, shapes.values())):
+            raise WeightsError(
+                f"Expected the weights of {self.address} to be those of its {CONFIG}, found another number."
+            )
+        model, card = self._build(shapes), self.card()
+        state = state_for(card, self.weights())
+        plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
+        fill(model, plan.apply(state, model.state_dict()))
+        return model
 
     def check_signature(self, public_key: Path) -> None:
         """Check that the entry was signed with the private key that belongs to a public one.
@@ -302,8 +330,8 @@ class Entry:
 
         check_signature(self.folder, public_key)
 
-    def _empty(self) -> Model:
-        """The model without weights, on the meta device."""
+    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+        """A model of the zoo of the entry's class and configuration, without its weights, which have these shapes."""
         from pyrosys.catalogue import model_class
 
         name, fields = self.config.get("class"), self.config.get("config")
@@ -313,17 +341,15 @@ class Entry:
                 f"{self.address} holds a {name!r:.100}, which is not a class of the zoo, and code of others is never run. "
                 "Build the model yourself and pass it: pyrosys.load(entry, into=model)."
             )
-        shapes = read_weights(self.folder)
-        largest = max([COUNT, len(shapes), *(side for tensor in shapes.values() for side in tensor.shape)])
+        largest = max([COUNT, len(shapes), *(side for shape in shapes.values() for side in shape)])
         configuration = typing.get_type_hints(kind.__init__)["config"]
         if not isinstance(fields, dict) or any(type(v) is int and not 0 <= v <= largest for v in fields.values()):
             raise WeightsError(
                 f"Expected {CONFIG} of {self.address} to describe a model of the size of its weights, found {fields!r:.200}."
             )
         try:
-            with torch.device("meta"):
-                return kind(configuration(**fields)).eval()
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return kind(configuration(**fields)).eval()
+        except MALFORMED as error:
             raise WeightsError(f"{CONFIG} of {self.address} does not describe a {name}: {error}.") from error
 
 
@@ -373,7 +399,7 @@ def fetch_entry(name: str | Path, *, hub: str | Path | None = None, offline: boo
     address = entry_address(name, hub)
     if not address.startswith("hf://"):
         return fetch(address, offline=offline)
-    from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+    from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
 
     with on_hub(str(hub) if hub is not None else None):
         return fetch(address, offline=offline)
@@ -403,13 +429,13 @@ def run_card(card: StructureCard, state: Mapping[str, Tensor]) -> list[Tensor]:
         ) from error
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Outputs of a model on inputs, in float64; a large model is run operation by operation."""
-    side = ModuleSide(model, [inputs], None)
+def run_model(model: nn.Module, inputs: Inputs, output: OutputSelector | None = None) -> list[Tensor]:
+    """Outputs of a model that count, in float64; a large model is run operation by operation."""
+    side = ModuleSide(model, [inputs], output)
     state = side.state()
     if sum(tensor.numel() for tensor in state.values()) <= LARGE:
         return side.run(state, 0, torch.float64)
-    captured = capture(model, inputs)
+    captured = capture(model, inputs, output=output)
     found = {node: value for node, value in execute(captured, state) if node in captured.outputs}
     return [found[node] for node in captured.outputs]
 

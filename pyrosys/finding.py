@@ -382,8 +382,7 @@ def _index_records(path: Path) -> list[Record]:
 
 def _hub_records(hub: str | None, prints: Sequence[str], token: str | None) -> list[Record]:
     """Entries on a hub that carry the tag of one of the fingerprints; the full fingerprint is in their structure card."""
-    from pyrosys.hub.hub_cache import api, on_hub
-    from pyrosys.hub.hugging_face import explained
+    from pyrosys.hub.hub_client import api, explained, on_hub
     from pyrosys.hub.model_card import fingerprint_tag
 
     if len(prints) > MOST_QUESTIONS:

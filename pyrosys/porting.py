@@ -14,12 +14,15 @@ from pyrosys.adapters.capture import Inputs, as_inputs, named_state, shadow
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.fingerprint import cuts, of_outputs, of_structure
-from pyrosys.adapters.match import match, match_sides
+from pyrosys.adapters.match import match_wholes
 from pyrosys.adapters.plan import Plan
+from pyrosys.adapters.search import Whole
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.structure import Structure
 from pyrosys.errors import InputError, PlanError, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
+from pyrosys.hub.weights import find_state
+from pyrosys.naming import read_names
 
 if TYPE_CHECKING:
     from pyrosys.entry import Entry
@@ -50,15 +53,19 @@ class Port:
 
 
 def port(
-    checkpoint: str | Path | Mapping[str, Tensor] | Entry,
+    checkpoint: str | Path | Mapping[str, Any] | Entry,
     target: nn.Module,
     *,
     source: nn.Module | StructureCard | None = None,
-    part: str = "",
+    part: str | bool = "",
     inputs: Any = None,
     target_inputs: Any = None,
     source_output: Callable[[Any], Any] | None = None,
     target_output: Callable[[Any], Any] | None = None,
+    source_part: str | None = None,
+    target_part: str | None = None,
+    within: str | None = None,
+    prefix: str | None = None,
     allow_pickle: bool = False,
     tolerance: float | None = None,
 ) -> Port:
@@ -70,12 +77,17 @@ def port(
         checkpoint: A file, folder or address, as `pyrosys.hub.fetch` takes it, or a mapping from names to tensors.
         target: The module to load.
         source: A module with the layout of the checkpoint, or the structure card of one. A published entry has its own card.
-        part: Name of the submodule of a published entry to load, of those that the entry has cards of.
+        part: Name of the submodule of a published entry to load, of those that the entry has cards of. Or True, where a part
+            of the target is enough: the largest that the source has too; the rest keeps its own values.
         inputs: Example arguments of the source, as for `pyrosys.match`. A card has its own.
         target_inputs: The same examples as the target takes them, when that differs; for a card, also a function that gives
             them, called with the card's example.
         source_output: From the source's output to the tensors that count. A card has chosen them.
         target_output: From the target's output to the tensors that count.
+        source_part: Path of the submodule of the source that counts, as for `pyrosys.match`.
+        target_part: Path of the submodule of the target that counts.
+        within: Which nested mapping of the checkpoint to read, as in ``"ema.weights"``, when it holds several.
+        prefix: What the checkpoint's names have in front of the source's. Default: found, or a refusal if two would do.
         allow_pickle: Whether the checkpoint may be a pickled file, read in torch's restricted way that runs no code.
         tolerance: A largest absolute difference to accept instead of rounding.
 
@@ -95,80 +107,119 @@ def port(
     """
     if source is None:
         weights: Mapping[str, Tensor]
-        source, weights = _published(checkpoint, part)
-    elif part:
-        raise InputError("Expected a part together with a published entry, found another source. Pass no source.")
+        source, weights = _published(checkpoint, part if isinstance(part, str) else "")
+    elif isinstance(part, str) and part:
+        raise InputError(
+            "Expected a named part together with a published entry, found another source. Pass no source, or the path of a "
+            "submodule as source_part."
+        )
     else:
-        weights = _open(checkpoint, allow_pickle)
+        weights = _open(checkpoint, allow_pickle, within)
+    search = part is True
+    state, rest = _read(source, weights, prefix)
     if isinstance(source, StructureCard):
         if inputs is not None or source_output is not None:
             raise InputError(
                 "A structure card has its own inputs and outputs. Pass target_inputs and target_output only."
             )
-        probes = as_inputs(form_of(source.inputs, target_inputs))
-        state: Mapping[str, Tensor] = state_for(source, weights)
-        side = ModuleSide(calling(target), probes, target_output)
-        plan = match_sides(CardSide(_up_to(source, side), state), side, tolerance)
+        target_inputs = form_of(source.inputs, target_inputs)
+        if not (search or source_part or target_part):
+            source = _up_to(source, ModuleSide(calling(target), as_inputs(target_inputs), target_output))
+        model: nn.Module | CardSide = CardSide(source, state)
     else:
-        loaded = _with_weights(source, weights)
-        state = loaded.state_dict()
-        plan = match(
-            loaded,
-            target,
-            inputs,
-            target_inputs,
-            source_output=source_output,
-            target_output=target_output,
-            tolerance=tolerance,
-        )
+        model = _with_weights(source, state)
+    plan = match_wholes(
+        Whole(model, [], source_output, source_part),
+        Whole(calling(target), [], target_output, target_part),
+        inputs,
+        target_inputs,
+        part=search,
+        tolerance=tolerance,
+    )
     if plan.certificate is None:
         raise PlanError("Expected a plan with a certificate, found one that was not verified. Match the models again.")
+    if rest:
+        plan.notes = (*plan.notes, f"not of the source, and not read: {_listing('tensors', rest)} of the checkpoint")
     fill(target, plan.apply(state, target.state_dict()))
     return Port(target, plan, plan.certificate)
 
 
-def state_for(source: nn.Module | StructureCard, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_for(
+    source: nn.Module | StructureCard,
+    weights: Mapping[str, Tensor],
+    prefix: str | None = None,
+    *,
+    values: bool = True,
+) -> dict[str, Tensor]:
     """Check that weights are those of a model, tensor by tensor, and complete them with the second names of tied ones.
 
-    What a structure card does not use may be absent.
+    The names may have a prefix, which a wrapper or a larger model put there, and so may the model's own. What a structure
+    card does not use may be absent.
+
+    Args:
+        source: The model.
+        weights: Tensors by name.
+        prefix: What the names have in front of the model's. Default: the one that makes the model complete.
+        values: Whether to look for NaN and infinity, for which all weights are read.
 
     Raises:
-        WeightsError: Tensors are missing, unexpected, of another shape or kind, or hold NaN or infinity.
+        WeightsError: Tensors are missing, unexpected, of another shape or kind, or hold NaN or infinity; or several
+            prefixes give complete models.
     """
+    return _read(source, weights, prefix, values)[0]
+
+
+def _read(
+    source: nn.Module | StructureCard, weights: Mapping[str, Tensor], prefix: str | None, values: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of a model from a checkpoint, as `state_for` says, and names in the checkpoint that are not of the model."""
+    own: dict[str, Tensor] = {}
     if isinstance(source, StructureCard):
         shapes, dtypes = source.tensors, {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
         used = {
             node.meta["parameter"] for node in source.captured.graph.nodes if node.op == "placeholder" and node.users
         }
-        ties, optional, name = source.captured.ties, shapes.keys() - used, source.name
+        ties, optional, title = source.captured.ties, shapes.keys() - used, source.name
+        wrapped: list[str] = []
     else:
         own = {key: tensor for key, tensor in source.state_dict().items() if isinstance(tensor, Tensor)}
         shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
         dtypes = {key: tensor.dtype for key, tensor in own.items()}
-        ties, optional, name = named_state(source)[1], set[str](), type(source).__name__
+        ties, optional, title = named_state(source)[1], set[str](), type(source).__name__
+        wrapped = _common_prefixes([key for key, _ in source.named_parameters(remove_duplicate=False)])
     groups: dict[str, list[str]] = {}
     for key in (*shapes, *ties):
         groups.setdefault(ties.get(key, key), []).append(key)
-    present = {key for group in groups.values() if any(member in weights for member in group) for key in group}
-    missing = [key for key in shapes if key not in present and key not in optional]
-    unexpected = [key for key in weights if key not in shapes and key not in ties]
+    needed = [members for first, members in groups.items() if first not in optional]
+    every = {**shapes, **{second: shapes[first] for second, first in ties.items() if first in shapes}}
+    reading, unexpected = read_names(needed, every, wrapped, weights, prefix)
+    missing = [m for m in needed if m[0].startswith(reading.own) and not any(member in reading.names for member in m)]
     if missing or unexpected:
         raise WeightsError(
-            f"Expected the {len(shapes)} tensors of {name}, found {len(weights)}: "
-            f"{'; '.join(filter(None, (_listing('missing', missing), _listing('unexpected', unexpected))))}. "
+            f"Expected the {len(shapes)} tensors of {title}, found {len(weights)}: "
+            f"{'; '.join(filter(None, (_listing('missing', [m[0] for m in missing]), _listing('unexpected', unexpected))))}. "
             "Pass a source that the checkpoint was written from."
         )
     state: dict[str, Tensor] = {}
     for first, members in groups.items():
-        found = next((member for member in members if member in weights), None)
+        found = next((member for member in members if member in reading.names), None)
         if found is not None:
-            shape, dtype = shapes.get(first, shapes.get(found)), dtypes.get(first, dtypes.get(found))
-            assert shape is not None  # one name of a tensor is in the state, or it would not be a group
-            assert dtype is not None
-            tensor = _fitting(found, weights[found], tuple(shape), dtype)
+            theirs = reading.names[found]
+            tensor = _fitting(theirs, weights[theirs], tuple(every[found]), dtypes[first if first in dtypes else found])
             state |= {member: tensor for member in members if member in shapes}
-    check_finite({key: state[key] for key in groups if key in state})
-    return {key: state[key] for key in shapes if key in state}
+        elif not first.startswith(reading.own):  # what a wrapper keeps for itself
+            state |= {member: own[member] for member in members}
+    if values:
+        check_finite({key: state[key] for key in groups if key in state})
+    rest = sorted(set(weights) - set(reading.names.values()))
+    return {key: state[key] for key in shapes if key in state}, rest
+
+
+def _common_prefixes(names: list[str]) -> list[str]:
+    """Paths that all the names begin with, longest first."""
+    steps = names[0].split(".")[:-1] if names else []
+    paths = [".".join(steps[:count]) + "." for count in range(len(steps), 0, -1)]
+    return [path for path in paths if all(name.startswith(path) for name in names)]
 
 
 def calling(model: nn.Module, method: str | None = None) -> nn.Module:
@@ -200,8 +251,14 @@ def form_of(example: Inputs, inputs: Any) -> Any:
     return example if inputs is None else inputs
 
 
-def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
+def fill(target: nn.Module, state: Mapping[str, Tensor], *, share: bool = False) -> None:
     """Load a complete state into a module: into its tensors, or in place of those on the meta device.
+
+    Args:
+        target: The module.
+        state: A value for each of its tensors.
+        share: Whether the module may keep tensors of the state as its own, where they are as it needs them. They are
+            then in memory once, or stay in the file that they are mapped from.
 
     Raises:
         WeightsError: The state does not fit; the module is unchanged.
@@ -221,9 +278,29 @@ def fill(target: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"Expected a value for every tensor of {type(target).__name__}, found none {_listing('for', unset)}. "
             "Initialise the target before porting into it."
         )
-    if on_meta:
-        state = {name: tensor.to(own[name].dtype).clone() for name, tensor in state.items()}
-    target.load_state_dict(state, assign=on_meta)
+    if on_meta or share:
+        state = _own_tensors(target, state, share)
+    target.load_state_dict(state, assign=on_meta or share)
+
+
+def _own_tensors(target: nn.Module, state: Mapping[str, Tensor], share: bool) -> dict[str, Tensor]:
+    """The tensors of a state for a module to keep: of its types, laid out plainly, no two in the same memory but tied ones."""
+    found: dict[str, Tensor] = {}
+    kept: dict[int, Tensor] = {}  # by the tensor of the module that is replaced
+    places = {name: tensor for name, tensor in target.state_dict(keep_vars=True).items() if name in state}
+    end = 0
+    for name in sorted(places, key=lambda name: state[name].data_ptr()):
+        place = places[name]
+        if id(place) not in kept:
+            tensor = state[name].detach().to(place.dtype)
+            if not share or not tensor.is_contiguous() or tensor.data_ptr() < end:
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            else:
+                end = max(end, state[name].data_ptr() + state[name].nbytes)
+            is_parameter = isinstance(place, nn.Parameter)
+            kept[id(place)] = nn.Parameter(tensor, place.requires_grad) if is_parameter else tensor
+        found[name] = kept[id(place)]
+    return found
 
 
 def _up_to(card: StructureCard, target: ModuleSide) -> StructureCard:
@@ -255,22 +332,25 @@ def _published(checkpoint: Any, part: str) -> tuple[StructureCard, Mapping[str, 
     return entry.card(part), entry.weights(part)
 
 
-def _open(checkpoint: str | Path | Mapping[str, Tensor] | Entry, allow_pickle: bool) -> Mapping[str, Tensor]:
+def _open(
+    checkpoint: str | Path | Mapping[str, Any] | Entry, allow_pickle: bool, within: str | None
+) -> Mapping[str, Tensor]:
     if isinstance(checkpoint, (str, Path)):
-        return read_weights(fetch(checkpoint), allow_pickle=allow_pickle)
+        return read_weights(fetch(checkpoint), allow_pickle=allow_pickle, within=within)
     if not isinstance(checkpoint, Mapping):
         raise InputError(
             f"Expected a path, an address or a mapping from names to tensors, found {type(checkpoint).__name__}."
         )
+    if within is not None or any(isinstance(value, Mapping) for value in checkpoint.values()):
+        return find_state(checkpoint, "the checkpoint", within)
     for name, tensor in checkpoint.items():
         if not isinstance(tensor, Tensor):
             raise WeightsError(f"Expected {name!r} to be a tensor, found {type(tensor).__name__}. Pass a state dict.")
     return checkpoint
 
 
-def _with_weights(source: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module that holds the weights; the original keeps its own."""
-    state = state_for(source, weights)
+def _with_weights(source: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the module that holds a state; the original keeps its own."""
     copy, ties = shadow(source), named_state(source)[1]
     copy.load_state_dict(state, assign=True)
     for second, first in ties.items():

@@ -21,7 +21,7 @@ from pyrosys.adapters.fingerprint import NOTHING, cuts, of_outputs
 from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.verify import rounding_response
-from pyrosys.catalogue import model_class
+from pyrosys.catalogue import example_of, model_class
 from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
 from pyrosys.errors import InputError, PublishError, PyrosysError, WeightsError
 from pyrosys.hub import check_finite, read_weights, tensor_digest, write_weights
@@ -106,7 +106,8 @@ def publish(
         model: Any module with its weights.
         name: ``organisation/name``.
         hub: The address of a hub (by default ``HF_ENDPOINT``, or the Hugging Face Hub), or a directory that serves as one.
-        inputs: Example arguments that show what the model does; by default its `example_input_array`.
+        inputs: Example arguments that show what the model does; by default its `example_input_array`, and for a model of the
+            zoo what the cards of its published files have.
         output: From the model's output to the tensors that count.
         weights_licence: Licence of the weights, such as ``MIT``.
         code_licence: Licence of the code that computes the model.
@@ -169,7 +170,7 @@ def publish(
             if parent != published.digest:
                 move_entry(staged, directory / name, parent)
             return published
-        from pyrosys.hub.hub_cache import on_hub  # the hub's client takes a while to import
+        from pyrosys.hub.hub_client import on_hub  # the hub's client takes a while to import
         from pyrosys.hub.upload import upload_entry
 
         message = f"Publish {card.name} ({card.fingerprint[:21]})"
@@ -222,12 +223,13 @@ def _write(
 
 def _probe_inputs(model: nn.Module, inputs: Any) -> Inputs:
     if inputs is None:
-        inputs = getattr(model, "example_input_array", None)
+        inputs = example_of(type(model)) or getattr(model, "example_input_array", None)
     if inputs is None:
         raise InputError(
             f"Expected inputs to show what {type(model).__name__} computes, found none. Pass a tuple or a dict of arguments."
         )
-    return as_inputs(inputs)[0]
+    probe = as_inputs(inputs)[0]
+    return Inputs(*probe.args, **dict(sorted(probe.kwargs.items())))  # as they come back from the files
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -30,10 +30,15 @@ COMMANDS = (
     "design",
     "port",
     "diff",
+    "export",
     "fingerprint",
+    "fetch",
+    "where",
+    "verify",
     "publish",
     "find",
     "catalogue",
+    "prepare",
     "train",
     "analyse",
     "demo",
@@ -363,6 +368,19 @@ def test_port_writes_weights_plan_and_certificate(implementations: Path, capsys:
     torch.testing.assert_close(ours(x), theirs(x))
     plan = pyrosys.Plan.load(output / "plan.json")
     torch.testing.assert_close(plan.apply(theirs.state_dict()), dict(ours.state_dict()), rtol=0, atol=0)
+
+
+def test_a_plan_is_exported_as_a_function(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read(capsys, *PORT, "--target", "implementations:Ours", "--output", "ours")
+    text = read(capsys, "export", "ours/plan.json")
+    assert read(capsys, "export", "ours/plan.json", "--output", "convert.py") == ""
+    assert (implementations / "convert.py").read_text(encoding="utf-8") == text
+    space: dict[str, object] = {}
+    exec(text, space)
+    convert = space["convert"]
+    assert callable(convert)
+    made = convert(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
+    torch.testing.assert_close(made, dict(pyrosys.hub.read_weights(implementations / "ours")), rtol=0, atol=0)
 
 
 DIFF = ("--inputs", "implementations:inputs")

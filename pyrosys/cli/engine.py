@@ -1,4 +1,4 @@
-"""The structure engine on the command line: ``port``, ``diff`` and ``fingerprint``."""
+"""The structure engine on the command line: ``port``, ``diff``, ``export`` and ``fingerprint``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["declare"]
 
 def declare(add: Add) -> None:
     """Add the commands of this group."""
-    for command in (_add_port, _add_diff, _add_fingerprint):
+    for command in (_add_port, _add_diff, _add_export, _add_fingerprint):
         command(add)
 
 
@@ -36,6 +36,11 @@ def _add_port(add: Add) -> None:
     parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
     parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
     parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument("--part", action="store_true", help="move the largest part that both have; the rest stays")
+    parser.add_argument("--source-part", metavar="PATH", help="submodule of the source that counts")
+    parser.add_argument("--target-part", metavar="PATH", help="submodule of the target that counts")
+    parser.add_argument("--within", metavar="PATH", help="which nested mapping of the checkpoint to read")
+    parser.add_argument("--prefix", help="what the checkpoint's names have in front of the source's (default: found)")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
 
 
@@ -53,7 +58,18 @@ def _port(options: argparse.Namespace) -> None:
     source, target = build_model(options.source), build_model(options.target)
     inputs = _inputs(options.inputs, target)
     target_inputs = call_reference(options.target_inputs) if options.target_inputs else None
-    result = pyrosys.port(options.checkpoint, target, source=source, inputs=inputs, target_inputs=target_inputs)
+    result = pyrosys.port(
+        options.checkpoint,
+        target,
+        source=source,
+        inputs=inputs,
+        target_inputs=target_inputs,
+        part=options.part,
+        source_part=options.source_part,
+        target_part=options.target_part,
+        within=options.within,
+        prefix=options.prefix,
+    )
     with replacing(options.output) as directory:
         directory.mkdir()
         pyrosys.hub.write_weights(directory / "model.safetensors", result.model.state_dict())
@@ -108,6 +124,38 @@ def _inputs(reference: str | None, *models: nn.Module) -> Any:
     if inputs is None:
         raise InputError("Expected inputs to run both models on, found none. Name a function with --inputs.")
     return inputs
+
+
+def _add_export(add: Add) -> None:
+    parser = add(
+        "export",
+        _export,
+        "write a plan as Python, for where PyroSys is not installed",
+        "pyrosys export ported/plan.json --output convert.py",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="plan that `pyrosys port` or `Plan.save` wrote")
+    parser.add_argument(
+        "--form",
+        choices=("python", "transformers"),
+        default="python",
+        help="a function that needs torch only, or a mapping for transformers (default: python)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: print)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Write a plan as Python text, for where PyroSys is not installed.
+
+    The form python is a module with a function `convert(state)`, from the source's state dict to the target's. The form
+    transformers is a module with a function `mapping()`, the renamings and converters with which transformers loads such
+    checkpoints; it is checked with transformers, which has to be installed.
+    """
+    text = pyrosys.Plan.load(options.plan).export(options.form)
+    if options.output is None:
+        print(text, end="")
+        return
+    with replacing(options.output) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _add_fingerprint(add: Add) -> None:

@@ -4,6 +4,7 @@
 objects/<sha256><suffix>    the files; the digest was checked before a file got its name
 index/<address key>.json    the digest and size that an address had when it was fetched
 digests/<path key>.json     digests that files were found to have, here or elsewhere, valid until the file changes
+passed/<name>               checks that need not be made again
 partial/, locks/            downloads under way
 ```
 
@@ -41,16 +42,19 @@ class Cache:
 
     def find(self, uri: str, expected: Expected) -> Path | None:
         """Return the cached file for an address, or ``None`` if it is not there or not as expected."""
-        record = _read_record(self._record(uri))
-        sha256 = expected.sha256 or record.get("sha256")
-        if sha256 is None:
-            return None
-        path = self._object(sha256, uri)
+        path = self.locate(uri, expected.sha256)
         try:
-            self.check(path, Expected(sha256, expected.size), uri)
-        except (OSError, IntegrityError):
+            if path is not None:
+                self.check(path, Expected(path.stem, expected.size), uri)
+        except IntegrityError:
             return None
         return path
+
+    def locate(self, uri: str, sha256: str | None = None) -> Path | None:
+        """Return where the cached file for an address lies, or ``None`` if it is not there."""
+        sha256 = sha256 or _read_record(self._record(uri)).get("sha256")
+        path = None if sha256 is None else self._object(sha256, uri)
+        return path if path is not None and path.is_file() else None
 
     @contextmanager
     def workspace(self, uri: str, expected: Expected) -> Iterator[Path]:
@@ -132,6 +136,27 @@ class Cache:
     def _marker(self, path: Path) -> Path:
         return self.root / "digests" / f"{_key(str(path))}.json"
 
+    def has_noted(self, name: str) -> bool:
+        """Whether a check of this name was noted as passed."""
+        return (self.root / "passed" / name).exists()
+
+    def note(self, name: str) -> None:
+        """Note that a check has been passed; its name has to say all that its result depends on."""
+        with suppress(OSError):  # where the cache cannot be written, everything is checked every time
+            (self._folder("passed") / name).touch()
+
+    @property
+    def objects(self) -> list[Path]:
+        """Every file that is kept here."""
+        return sorted((self.root / "objects").glob("*"))
+
+    @property
+    def known_elsewhere(self) -> list[Path]:
+        """The files kept elsewhere whose digests were computed once, of those that are still there."""
+        recorded = (_read_record(marker).get("path") for marker in sorted((self.root / "digests").glob("*.json")))
+        paths = [Path(path) for path in recorded if isinstance(path, str)]
+        return [path for path in paths if path.is_file() and path.parent != (self.root / "objects").resolve()]
+
     def _folder(self, name: str) -> Path:
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,5 +195,6 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
-    with replacing(path) as file:
+    """Write a record, which need not reach the disk before anything else: a damaged one is written again."""
+    with replacing(path, durably=False) as file:
         file.write(json.dumps(record, indent=1).encode())

@@ -16,13 +16,21 @@ CHUNK = 1 << 20  # bytes to read at a time
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of ``path`` that takes its place when the block ends without an error."""
+def replacing(path: Path, *, durably: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` that takes its place when the block ends without an error.
+
+    Args:
+        path: The file to write.
+        durably: Whether its bytes have to be on the disk before its name is, in case the machine stops.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
-        move_into_place(temporary, path)
+        if durably:
+            move_into_place(temporary, path)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyrosys.errors import InputError
-from pyrosys.hub.hub_cache import api
-from pyrosys.hub.hugging_face import Address, explained
+from pyrosys.hub.hub_client import Address, api, explained
 from pyrosys.hub.manifest import MANIFEST
 from pyrosys.hub.sources import fetch
 

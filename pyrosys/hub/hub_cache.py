@@ -6,72 +6,29 @@ client, asked afterwards, finds it there and adds the snapshot and reference tha
 """
 
 import logging
-import os
-import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-import pyrosys
 from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.files import move_into_place
+from pyrosys.hub.hub_client import LARGE_DIGEST, ask, endpoint
 from pyrosys.hub.transfer import Answer, Interrupted, transfer
-from pyrosys.hub.web import PASSING, WebFile
+from pyrosys.hub.web import WebFile
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
 
-__all__ = ["LARGE_DIGEST", "api", "ask", "bring_large_file", "endpoint", "on_hub"]
-
-LARGE_DIGEST = re.compile("[0-9a-f]{64}")  # small files are named by git's 40 digits
-ATTEMPTS = 4
-FIRST_WAIT = 0.5  # seconds, doubled each time
-
-Given = TypeVar("Given")
+__all__ = ["bring_large_file"]
 
 logger = logging.getLogger(__name__)
-_hub: ContextVar[str | None] = ContextVar("hub", default=None)
-
-
-def endpoint() -> str | None:
-    """Where the hub is. The client reads HF_ENDPOINT when it is imported; passing it allows for a later change."""
-    return _hub.get() or os.environ.get("HF_ENDPOINT")
-
-
-@contextmanager
-def on_hub(address: str | None) -> Iterator[None]:
-    """Work with the hub at another address for a while."""
-    before = _hub.set(address)
-    try:
-        yield
-    finally:
-        _hub.reset(before)
-
-
-def api(token: str | None = None) -> HfApi:
-    """The hub's interface, for the user who is logged in or whose token it is."""
-    return HfApi(endpoint=endpoint(), token=token, library_name="pyrosys", library_version=pyrosys.__version__)
-
-
-def ask(question: Callable[[], Given]) -> Given:
-    """Ask the hub, again when it cannot answer now."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return question()
-        except errors.HfHubHTTPError as error:
-            if error.response is None or error.response.status_code not in PASSING or attempt == ATTEMPTS - 1:
-                raise
-        time.sleep(FIRST_WAIT * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def bring_large_file(repository: str, revision: str, file: str, *, progress: bool) -> None:

@@ -5,11 +5,9 @@ compares sizes only; here the digest that the hub has of every file is checked a
 """
 
 import logging
-import os
-import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,20 +18,16 @@ from pyrosys.errors import InputError, IntegrityError, SourceError
 from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.files import require_space
-from pyrosys.hub.hub_cache import LARGE_DIGEST, api, ask, bring_large_file, endpoint
+from pyrosys.hub.hub_cache import bring_large_file
+from pyrosys.hub.hub_client import LARGE_DIGEST, SMALL_DIGEST, Address, Unreachable, api, ask, endpoint, explained
 from pyrosys.hub.manifest import MANIFEST, check_files, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 
-__all__ = ["Address", "check_on_hub", "explained", "fetch_hugging_face"]
+__all__ = ["check_on_hub", "digest_on_hub", "fetch_hugging_face", "found_digest", "locate_on_hub"]
 
-ADDRESS = re.compile(
-    r"hf://(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w.-]*))?(/(?P<file>.+))?", flags=re.ASCII
-)
-COMMIT = re.compile("[0-9a-f]{40}")
 WEIGHTS_FILES = ["model.safetensors", f"model{INDEX_SUFFIX}"]
-ENTRY_FILES = [
+ENTRY_NAMES = [
     *WEIGHTS_FILES,
-    "model-*-of-*.safetensors",
     "config.json",
     "structure.json",
     "probe.safetensors",
@@ -41,43 +35,9 @@ ENTRY_FILES = [
     MANIFEST,
     "README.md",
 ]
+ENTRY_FILES = [*ENTRY_NAMES, "model-*-of-*.safetensors"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a file or a folder is on the hub.
-
-    Attributes:
-        repository: Its name, as in ``org/name``.
-        revision: A branch, a tag or a commit.
-        file: The file, or ``None`` for the folder of an entry.
-    """
-
-    repository: str
-    revision: str = "main"
-    file: str | None = None
-
-    @classmethod
-    def parse(cls, uri: str) -> "Address":
-        """Read an address.
-
-        Raises:
-            InputError: It is malformed.
-        """
-        match = ADDRESS.fullmatch(uri)
-        if match is None or {"", ".", ".."} & set((match["file"] or "file").split("/")):
-            raise InputError(f"Expected hf://org/repo@revision or hf://org/repo@revision/file, found {uri!r}.")
-        return cls(match["repository"], match["revision"] or "main", match["file"])
-
-    def __str__(self) -> str:
-        return f"hf://{self.repository}@{self.revision}{'' if self.file is None else f'/{self.file}'}"
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether it can never stand for something else."""
-        return COMMIT.fullmatch(self.revision) is not None
 
 
 def fetch_hugging_face(uri: str, *, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -113,20 +73,42 @@ def check_on_hub(path: Path, source: str) -> None:
     Raises:
         IntegrityError: The file is damaged.
     """
-    # The cache names the content of a file by the hub's digest of it, and links to it.
-    name = Path(os.readlink(path)).name if path.is_symlink() else ""
-    found = name
-    if LARGE_DIGEST.fullmatch(name):
-        found = Cache().sha256(path)
-    elif COMMIT.fullmatch(name):
-        found = Cache().git_digest(path)
-    if found != name:
+    expected = digest_on_hub(path)
+    found = found_digest(path, expected)
+    if found != expected:
         path.resolve().unlink()
         path.unlink()
         raise IntegrityError(
-            f"Expected {source} to have the digest {name}, found {found}: it was damaged on the way or in the cache, "
+            f"Expected {source} to have the digest {expected}, found {found}: it was damaged on the way or in the cache, "
             "and has been removed. Fetch it again."
         )
+
+
+def digest_on_hub(path: Path) -> str | None:
+    """The digest that a file in the cache has on the hub, where the system allows for links.
+
+    The cache names the content of a file by it, and links to it.
+    """
+    name = path.resolve().name
+    in_cache = path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
+    return name if in_cache and (LARGE_DIGEST.fullmatch(name) or SMALL_DIGEST.fullmatch(name)) else None
+
+
+def found_digest(path: Path, expected: str | None) -> str | None:
+    """The digest that a file has, of the kind of the one that is expected."""
+    if expected is None:
+        return None
+    return Cache().sha256(path) if LARGE_DIGEST.fullmatch(expected) else Cache().git_digest(path)
+
+
+def locate_on_hub(uri: str) -> Path | None:
+    """Where a file or the folder of an entry lies in the cache, whatever state it is in."""
+    address = Address.parse(uri)
+    for name in [address.file] if address.file is not None else ENTRY_NAMES:
+        found = try_to_load_from_cache(address.repository, name, revision=address.revision)
+        if isinstance(found, str):
+            return Path(found) if address.file is not None else Path(found).parent
+    return None
 
 
 def _fetch_file(address: Address, expected: Expected, offline: bool, progress: bool) -> Path:
@@ -254,7 +236,7 @@ def _download_soundly(
         try:
             with explained(address):
                 path = download()
-        except _Unreachable as error:
+        except Unreachable as error:
             cached = find_cached()
             if cached is None:
                 raise
@@ -295,8 +277,9 @@ def _not_in_cache(address: Address) -> str:
 
 @contextmanager
 def _progress_bars(progress: bool) -> Iterator[None]:
-    """Silence the client's progress bars, where its own environment variable does not decide."""
-    silence = not progress and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    """Show the client's progress bars on terminals only, where its own environment variable does not decide."""
+    wanted = progress and sys.stderr.isatty()
+    silence = not wanted and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     if silence:
         disable_progress_bars()
     try:
@@ -304,46 +287,3 @@ def _progress_bars(progress: bool) -> Iterator[None]:
     finally:
         if silence:
             enable_progress_bars()
-
-
-class _Unreachable(SourceError):
-    """The hub did not answer."""
-
-
-@contextmanager
-def explained(address: Address | str) -> Iterator[None]:
-    """Turn the client's errors into ours.
-
-    Raises:
-        SourceError: Anything went wrong; the client raises errors of several libraries.
-    """
-    try:
-        yield
-    except (SourceError, IntegrityError):
-        raise
-    except errors.GatedRepoError as error:
-        advice = "Access is granted by its owners: accept the terms on its page, then log in with `hf auth login`."
-        raise SourceError(f"{address} is gated. {advice}") from error
-    except errors.RepositoryNotFoundError as error:
-        advice = "Check the name. A private repository looks the same: log in with `hf auth login` if it is yours."
-        raise SourceError(f"{address} was not found. {advice}") from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            f"{address}: the repository has no such revision. Use a branch, a tag or a commit."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _Unreachable(f"{address} could not be reached: {error} Check the connection.") from error
-    except errors.EntryNotFoundError as error:
-        raise SourceError(f"{address}: the repository has no such file at this revision. Check its name.") from error
-    except errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            raise SourceError(
-                f"{address} could not be fetched: the hub does not know your token. Log in with `hf auth login`, or check "
-                "the environment variable HF_TOKEN."
-            ) from error
-        raise SourceError(f"{address} could not be fetched: {error}") from error
-    except Exception as error:  # the hub has not answered
-        raise _Unreachable(
-            f"{address} could not be reached: {type(error).__name__}: {error}. "
-            "Check the connection, or use another source."
-        ) from error

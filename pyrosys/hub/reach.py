@@ -4,8 +4,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
 from pyrosys.errors import InputError, SourceError
 from pyrosys.hub.digest import Expected
-from pyrosys.hub.hub_cache import LARGE_DIGEST, endpoint
-from pyrosys.hub.hugging_face import Address, explained
+from pyrosys.hub.hub_client import LARGE_DIGEST, Address, ask, endpoint, explained
 from pyrosys.hub.sources import Source, fetch
 
 __all__ = ["reach"]
@@ -40,7 +39,7 @@ def _ask_hub(uri: str, expected: Expected) -> None:
         raise InputError(f"Expected hf://org/repo@revision/file, found {uri!r}.")
     with explained(address):
         url = hf_hub_url(address.repository, address.file, revision=address.revision, endpoint=endpoint())
-        found = get_hf_file_metadata(url, endpoint=endpoint())
+        found = ask(lambda: get_hf_file_metadata(url, endpoint=endpoint()))
     if found.size is not None:
         expected.check_size(found.size, uri)
     if found.etag and LARGE_DIGEST.fullmatch(found.etag):

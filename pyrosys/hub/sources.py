@@ -76,6 +76,28 @@ def fetch(
     raise InputError(f"Expected a path or an address with hf://, pypi:// or https://, found {uri!r}.")
 
 
+def locate(uri: str | Path, *, sha256: str | None = None) -> Path | None:
+    """Where a file or folder lies on this machine, whatever state it is in; ``None`` if it does not.
+
+    Args:
+        uri: A path or an address, as for `fetch`.
+        sha256: The digest on record.
+
+    Raises:
+        InputError: The address is malformed.
+    """
+    uri = str(uri)
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        path = Path(uri).expanduser()
+        return path if path.exists() else None
+    if scheme == "hf":
+        from pyrosys.hub.hugging_face import locate_on_hub
+
+        return locate_on_hub(uri)
+    return Cache().locate(uri, sha256)
+
+
 def fetch_first(
     sources: Iterable[str | Source],
     *,

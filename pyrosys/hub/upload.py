@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.hf_api import ModelInfo
 
 from pyrosys.errors import PublishError
-from pyrosys.hub.hub_cache import api
+from pyrosys.hub.hub_client import api
 from pyrosys.hub.manifest import MANIFEST, manifest_digest, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX
 

@@ -71,13 +71,14 @@ class WebFile:
             SourceError: The server refuses.
         """
         response = self._request(start)
-        if response.status == BEYOND_THE_END and _total(response) != start:  # what is here belongs to something longer
+        if isinstance(response, HTTPError) and _total(response) != start:  # what is here belongs to something longer
             response.close()
             start, response = 0, self._request(0)
         with response:
             yield self._answer(response, start)
 
     def _request(self, start: int) -> HTTPResponse | HTTPError:
+        """Ask; an error is returned if it says that the file ends before ``start``."""
         request = Request(self.uri, headers={"User-Agent": "pyrosys", **self.headers, **self._range(start)})
         try:
             return build_opener(_Redirects).open(request, timeout=TIMEOUT)
@@ -102,7 +103,7 @@ class WebFile:
         return wanted if self.version is None else {**wanted, "If-Range": self.version.read_text()}
 
     def _answer(self, response: HTTPResponse | HTTPError, start: int) -> Answer:
-        if response.status == BEYOND_THE_END:
+        if isinstance(response, HTTPError):  # there is nothing beyond what is here
             return Answer(iter(()), start, start)
         if response.status == PARTIAL:
             if not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
@@ -148,9 +149,9 @@ def public_address(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _pieces(response: HTTPResponse | HTTPError) -> Iterator[bytes]:
+def _pieces(response: HTTPResponse) -> Iterator[bytes]:
     try:
-        while piece := response.read(CHUNK):
+        while piece := response.read1(CHUNK):  # what there is, so that it is on the disk if this process is killed
             yield piece
     except (OSError, HTTPException) as error:
         raise Interrupted(f"the connection broke: {error}") from error

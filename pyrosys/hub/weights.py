@@ -22,7 +22,7 @@ from pyrosys.hub.safetensors_file import SafetensorsFile, write_safetensors
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 from pyrosys.hub.tensor_bytes import describe
 
-__all__ = ["check_finite", "read_weights", "write_weights"]
+__all__ = ["check_finite", "find_state", "read_weights", "shapes_of", "write_weights"]
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -60,7 +60,14 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False, within: str | 
             f"{path} is a pickled checkpoint; pickles are read only where the caller allows it. "
             "Pass allow_pickle=True, or use a safetensors file."
         )
-    return _find_state(_load_pickle(path), path, within)
+    return find_state(_load_pickle(path), path, within)
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, from the headers of files where they are not read yet."""
+    if isinstance(weights, (SafetensorsFile, _ShardedFiles)):
+        return weights.shapes
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -106,6 +113,7 @@ class _ShardedFiles(Mapping[str, Tensor]):
                 if shards.get(name) != shard:
                     raise WeightsError(f"Found {name!r} in {shard}, which {index} does not list there.")
         self._files = {name: files[shard] for name, shard in shards.items()}
+        self.shapes = {name: files[shard].shapes[name] for name, shard in shards.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name][name]
@@ -159,7 +167,12 @@ def _load_pickle(path: Path) -> object:
         raise WeightsError(f"Expected {path} to be a checkpoint written by torch, found: {error}") from error
 
 
-def _find_state(checkpoint: object, path: Path, within: str | None) -> Mapping[str, Tensor]:
+def find_state(checkpoint: object, origin: Path | str, within: str | None) -> Mapping[str, Tensor]:
+    """Find the one mapping from names to tensors in a checkpoint, or the one that the caller names.
+
+    Raises:
+        WeightsError: There is none, or several.
+    """
     states = dict(_states(checkpoint, ""))
     if within is None and len(states) == 1:
         name, state = states.popitem()
@@ -168,7 +181,7 @@ def _find_state(checkpoint: object, path: Path, within: str | None) -> Mapping[s
     else:
         names = ", ".join(map(repr, states)) or "none"
         raise WeightsError(
-            f"Expected one mapping from names to tensors in {path}"
+            f"Expected one mapping from names to tensors in {origin}"
             f"{'' if within is None else f' under {within!r}'}, found: {names}. "
             + ("Say which one to read with `within`." if states else "")
         )
@@ -176,7 +189,7 @@ def _find_state(checkpoint: object, path: Path, within: str | None) -> Mapping[s
         for key, tensor in state.items():
             describe(key, tensor)
     except InputError as error:
-        raise WeightsError(f"{path}, {name or 'top level'}: {error}") from error
+        raise WeightsError(f"{origin}, {name or 'top level'}: {error}") from error
     return {key: tensor.detach() for key, tensor in state.items()}
 
 

@@ -11,7 +11,7 @@ import difflib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -212,8 +212,6 @@ class Configuration:
         entry: What to say of the result.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "arbitrary_types_allowed": True}
-
     model: ModelSettings
     task: Annotated[MaskedLanguage | InverseFoldingSettings | Property, Field(discriminator="kind")]
     data: DataSettings
@@ -266,8 +264,11 @@ def validate(kind: type[Settings], data: Any, where: str) -> Settings:
     """
     if not isinstance(data, dict):
         raise InputError(f"Expected settings by name in {where}, found {data!r:.100}.")
+    # What pydantic is told of a dataclass holds for those within it.
+    whole = dataclasses.make_dataclass("Whole", [("settings", kind)])
+    whole.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return TypeAdapter(whole).validate_python({"settings": data}).settings
     except ValidationError as error:
         lines = [f"- {_explain(kind, mistake)}" for mistake in error.errors(include_url=False)]
         raise InputError("\n".join([f"Expected a configuration as documented in {where}, found:", *lines])) from None
@@ -275,7 +276,7 @@ def validate(kind: type[Settings], data: Any, where: str) -> Settings:
 
 def _explain(kind: Any, mistake: Any) -> str:
     """Say what is wrong, with the closest name of a setting."""
-    *path, last = mistake["loc"]
+    _, *path, last = mistake["loc"]
     names = []
     for part in path:
         members = [member for member in typing.get_args(kind) if dataclasses.is_dataclass(member)]

@@ -152,7 +152,9 @@ class SupervisedTask(Task):
         model, head = entries
         config = Entry.open(head).config["config"]
         if not isinstance(config, dict) or config.keys() != {"level", "classes", "hidden", "dropout"}:
-            raise WeightsError(f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries.")
+            raise WeightsError(
+                f"Expected the configuration of a head in {head}, found {config!r:.100}. Pass both entries."
+            )
         task = cls(load(model), **config, **options)
         load(head, into=task.head)
         return task.eval()

@@ -72,7 +72,7 @@ class Renamed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         mine = dict([*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)])
         tensors = {name: mine[new] for name, new in self.names.items()}
-        return torch.func.functional_call(self.original, tensors, args, kwargs)
+        return torch.func.functional_call(self.original, tensors, args, kwargs, tie_weights=False)
 
 
 def rename_randomly(model: nn.Module, seed: int) -> nn.Module:

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
+from pyrosys.hub import write_weights
+from pyrosys.hub.manifest import write_manifest
 from tests.hub.hub_server import Hub, running_hub
 
 
@@ -42,3 +45,24 @@ def xet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with running_hub(tmp_path / "store") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
+
+
+ENTRY = {"config.json": b"{}", "structure.json": b"[]", "README.md": b"# Model\n"}
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Path:
+    """A folder as an entry is, as far as fetching knows."""
+    folder = tmp_path / "entry"
+    folder.mkdir()
+    write_weights(folder / "model.safetensors", {"a": torch.arange(100.0)})
+    for name, content in ENTRY.items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def published(hub: Hub, entry: Path) -> Hub:
+    hub.repository("lab/model").add({path.name: path.read_bytes() for path in entry.iterdir()})
+    return hub

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlencode
 import uvicorn
 from hf_xet import XetFileInfo, XetSession  # pyright: ignore[reportAttributeAccessIssue] # it comes without types
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -585,6 +585,8 @@ class Hub:
                 self.asked.append(Asked(scope["method"], scope["path"], headers))
             try:
                 await faults(scope, receive, send)
+            except ClientDisconnect:  # whoever asked was killed in the middle of it
+                return
             except Dropped:
                 raise
             except Exception as error:

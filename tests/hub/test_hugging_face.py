@@ -31,7 +31,7 @@ def serialize(state: dict[str, torch.Tensor], tmp_path: Path) -> bytes:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrosys.hub.transfer.FIRST_WAIT", 0.001)
-    monkeypatch.setattr("pyrosys.hub.hub_cache.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("pyrosys.hub.hub_client.FIRST_WAIT", 0.001)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pyrosys.hub.files import replacing
 from tests.portbench.pair import Pair
 from tests.portbench.pairs import FAMILIES
 from tests.portbench.report import ROOT, outcome, page, summary
@@ -50,11 +51,14 @@ def main() -> int:
     parser.add_argument("--pair", metavar="GLOB", default="*", help="which pairs to run, by name (default: all)")
     parser.add_argument("--limit", metavar="SECONDS", type=float, default=300, help="time for one run (default: 300)")
     parser.add_argument("--output", metavar="PATH", type=Path, help="also write every result there, as JSON")
+    parser.add_argument("--resume", action="store_true", help="go on with the results that --output already holds")
     parser.add_argument("--list", action="store_true", help="list the pairs and run none")
     parser.add_argument("--write-docs", action="store_true", help=f"write {DOCUMENT.relative_to(ROOT)}")
     options = parser.parse_args()
     if options.write_docs and options.pair != "*":
         parser.error("--write-docs needs the results of all pairs; leave out --pair")
+    if options.resume and not options.output:
+        parser.error("--resume needs --output, the file to go on with")
 
     chosen = [
         (family, pair) for family, pairs in FAMILIES.items() for pair in pairs if fnmatchcase(pair.name, options.pair)
@@ -67,12 +71,18 @@ def main() -> int:
         return 0
 
     runs: list[dict[str, Any]] = []
+    if options.resume and options.output.exists():
+        runs = json.loads(options.output.read_text())
+    done = {(run["pair"], run["direction"]) for run in runs}
     for family, pair in chosen:
         for direction in ("forward", "reverse"):
+            if (pair.name, direction) in done:
+                continue
             runs.append(run_apart(family, pair, direction, options.limit))
             print(f"{len(runs):4}/{2 * len(chosen)}  {line(runs[-1])}", flush=True)
             if options.output:
-                options.output.write_text(json.dumps(runs, indent=1) + "\n")
+                with replacing(options.output) as file:
+                    file.write(f"{json.dumps(runs, indent=1)}\n".encode())
     print(f"\n{summary(runs)}")
     if options.write_docs:
         DOCUMENT.write_text(page(runs))

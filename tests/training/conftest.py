@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
+HALF = LETTERS[:10]
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +28,8 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "cluster": str(len(rows) // 2),
                 "coordinates": walk.reshape(length, 12).astype(np.float32).tolist(),
                 "label": float(sequence.count("A") + sequence.count("L")),
-                "kind": "acid" if motif[0] in "ACDEFGHIKL" else "other",
-                "states": "".join("h" if letter in "ACDEFGHIKL" else "e" for letter in sequence),
+                "kind": "first" if sum(letter in HALF for letter in motif) > 1 else "second",
+                "states": "".join("h" if letter in HALF else "e" for letter in sequence),
             }
         )
     path = tmp_path_factory.mktemp("data") / "proteins.parquet"

@@ -57,4 +57,9 @@ def history(directory: Path) -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), Data(Path(sys.argv[2]), int(sys.argv[3]), kill=True), resume=True, save_every=int(sys.argv[4]))
+    run(
+        Path(sys.argv[1]),
+        Data(Path(sys.argv[2]), int(sys.argv[3]), kill=True),
+        resume=True,
+        save_every=int(sys.argv[4]),
+    )

@@ -39,7 +39,8 @@ def test_what_is_not_trained_is_not_built_into_the_optimiser() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"learning_rate": 0}, {"weight_decay": -1}, {"momentum": 1}, {"warmup": -1}, {"schedule": "x"}, {"final": 2}]
+    "wrong",
+    [{"learning_rate": 0}, {"weight_decay": -1}, {"momentum": 1}, {"warmup": -1}, {"schedule": "x"}, {"final": 2}],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"Expected .*{next(iter(wrong))}"):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyrosys.errors import InputError, TrainingError
-from pyrosys.training import DataModule, MaskedResidues, Trainer
+from pyrosys.errors import InputError
+from pyrosys.training import DataModule, MaskedResidues
 from pyrosys.zoo.esm import ESM
-from tests.training import runs
 from tests.training.runs import STEPS, Data, Stopped, history, run
 
 

@@ -4,13 +4,14 @@
 """
 
 from pyrosys.training.data.dataset import Dataset
-from pyrosys.training.data.module import DataModule
+from pyrosys.training.data.module import Batches, DataModule
 from pyrosys.training.data.prepare import prepare
 from pyrosys.training.data.recipes import Backbones, Labelled, MaskedResidues, Recipe
 from pyrosys.training.data.sampling import Sampler, padding_waste
 
 __all__ = [
     "Backbones",
+    "Batches",
     "DataModule",
     "Dataset",
     "Labelled",

@@ -115,9 +115,9 @@ def _propose(sequences: Sequence[str]) -> Int[ndarray, "pairs 3"]:
         sequences: The longest first.
     """
     found = [_words(sequence) for sequence in sequences]
-    owners = np.repeat(np.arange(len(found)), [len(words) for words, _ in found])
-    words = np.concatenate([np.empty(0, np.int64), *(words for words, _ in found)])
-    places = np.concatenate([np.empty(0, np.int64), *(places for _, places in found)])
+    owners = np.repeat(np.arange(len(found), dtype=np.int32), [len(words) for words, _ in found])
+    words = np.concatenate([np.empty(0, np.int32), *(words for words, _ in found)])
+    places = np.concatenate([np.empty(0, np.int32), *(places for _, places in found)])
     order = np.argsort(words, kind="stable")  # the owners of a word stay in order, the longest first
     words, owners, places = words[order], owners[order], places[order]
     start = np.maximum.accumulate(np.where(np.diff(words, prepend=-1) != 0, np.arange(len(words)), 0))
@@ -148,11 +148,11 @@ def _words(sequence: str) -> tuple[Int[ndarray, " words"], Int[ndarray, " words"
     """The different words of a sequence as numbers, and where each is first; without those of unknown residues."""
     codes = _CODES[np.frombuffer(sequence.encode(), dtype=np.uint8)]
     if len(codes) < WORD:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.empty(0, np.int32), np.empty(0, np.int32)
     windows = np.lib.stride_tricks.sliding_window_view(codes, WORD)
     known = np.flatnonzero((windows >= 0).all(axis=1))
     words, places = np.unique((windows @ len(AMINO_ACIDS) ** np.arange(WORD))[known], return_index=True)
-    return words, known[places]
+    return words.astype(np.int32), known[places].astype(np.int32)
 
 
 def _root(roots: Int[ndarray, " sequences"], place: int) -> int:

@@ -253,6 +253,12 @@ def _value(scalar: pa.Scalar) -> Any:
     if not (types.is_list(scalar.type) or types.is_large_list(scalar.type)):
         return scalar.as_py()
     values = scalar.values
-    if types.is_nested(values.type):
-        return values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, 4, 3)
-    return values.to_numpy(zero_copy_only=False)
+    if not types.is_nested(values.type):
+        return values.to_numpy(zero_copy_only=False)
+    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    if len(flat) != 12 * len(values):
+        raise InputError(
+            f"Expected 12 numbers for each residue in 'coordinates', found {len(flat)} for {len(values)} residues. Give "
+            "x, y and z of N, CA, C and O."
+        )
+    return flat.reshape(-1, 4, 3)

@@ -19,7 +19,7 @@ from pyrosys.training.data.dataset import Dataset
 from pyrosys.training.data.recipes import Batch, Example, Recipe, crop_row
 from pyrosys.training.data.sampling import Sampler
 
-__all__ = ["DataModule"]
+__all__ = ["Batches", "DataModule"]
 
 
 class DataModule(pl.LightningDataModule):

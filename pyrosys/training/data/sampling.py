@@ -7,7 +7,7 @@ gone on with from any batch. It is made in four steps:
 2. Window: cut that into windows, and sort each by length, so that a batch has items of similar length and little padding.
 3. Fill: make batches of as many items as fit, padded, into the budget of tokens; put the batches in random order.
 4. Share: every process gets the same number of batches. What does not divide is made to by splitting the batches with
-   the most items; with fewer items than processes, some get an empty batch. No item is left out or given twice.
+   the most items; where all have one item already, some processes get an empty batch at the end. No item is left out or given twice.
 """
 
 from __future__ import annotations
