@@ -170,6 +170,20 @@ def test_command_writes_an_analysis(files: Path, capsys: pytest.CaptureFixture[s
     assert "found one. Choose another --output." in capsys.readouterr().err
 
 
+def test_command_writes_null_for_what_is_no_number(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tiny(1)
+    with torch.no_grad():
+        broken.norm.weight.fill_(torch.nan)
+    monkeypatch.setitem(vars(pyrosys), "load", lambda name: broken)
+    arguments = ["analyse", "broken", "--sequences", str(files / "proteins.fasta"), "--output", str(files / "out")]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"]["perplexity"] is None
+    data = json.loads((files / "out" / "analysis.json").read_text())
+    assert data["weights"]["norm"]["not_finite"] == 16
+
+
 def test_command_compares_and_names_two_of_one_name(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--sequences", str(files / "proteins.fasta"), "--no-structure", "--output"]
     assert main(["analyse", "small", "large", *arguments, str(files / "two")]) == 0

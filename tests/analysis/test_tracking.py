@@ -113,6 +113,14 @@ def test_a_database_file_does_without_a_server(database: str, model: ESM, tmp_pa
     assert not [path for path in logged if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
     assert not [path for path in logged if path.read_bytes()[:1] == pickle.PROTO]
 
+    (description,) = [path for path in logged if path.name == "MLmodel"]
+    elsewhere = description.read_text().replace("data: data", f"data: {'../' * 9}data")
+    kept = description.read_bytes()
+    description.write_text(elsewhere)
+    with pytest.raises(WeightsError, match="inside it"):
+        load_model(address, tracking_uri=database)
+    description.write_bytes(kept)
+
     (weights,) = [path for path in logged if path.name == "model.safetensors"]
     spoilt = bytearray(weights.read_bytes())
     spoilt[-1] ^= 1
