@@ -130,7 +130,8 @@ def publish(
         WeightsError: The model holds NaN, infinity, or what is no tensor.
 
     Example:
-        >>>         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
         >>> with tempfile.TemporaryDirectory() as hub:
         ...     publish(model, "lab/small", hub=hub, inputs=(torch.randn(4, 3),)).files["model.safetensors"]
         416
