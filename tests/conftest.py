@@ -1,8 +1,11 @@
 """What every test shares: one thread for each worker, and the same random numbers on every run."""
 
+import os
+
 import pytest
 import torch
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before mlflow is imported: tests do not reach beyond this machine
 torch.set_num_threads(1)
 
 

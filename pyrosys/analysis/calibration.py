@@ -52,7 +52,7 @@ class Calibration:
         """
         average = cross_entropy(logits, labels, mask)
         confidence, predicted = logits[mask].double().softmax(-1).max(-1)
-        bin = (confidence * bins).long().clamp(max=bins - 1)
+        bin = (confidence * bins).long().clamp(0, bins - 1)  # NaN too has to be somewhere, and spoils the error
         right = (predicted == labels[mask]).double()
         counts, sums, hits = (
             torch.zeros(bins, dtype=torch.double).index_add(0, bin.cpu(), x.cpu())
@@ -92,7 +92,7 @@ class Calibration:
     @property
     def perplexity(self) -> float:
         """Exponential of the mean of −log p of the right class."""
-        return math.exp(self.surprise / self.count) if self.count else math.nan
+        return float(torch.tensor(self.surprise / self.count).exp()) if self.count else math.nan
 
 
 def calibrate(

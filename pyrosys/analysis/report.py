@@ -12,7 +12,7 @@ from pyrosys.analysis.comparison import Analysis, Comparison
 from pyrosys.analysis.plots import figures
 from pyrosys.errors import InputError
 
-__all__ = ["DATA", "PAGE", "save"]
+__all__ = ["DATA", "PAGE", "plain", "save"]
 
 DATA, PAGE, STRUCTURE = "analysis.json", "index.html", "structure.html"
 STYLE = (
@@ -39,7 +39,7 @@ def save(found: Analysis | Comparison, folder: str | Path) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"Expected no folder at {folder}, or an empty one, found something in it. Choose another.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DATA).write_text(f"{json.dumps(_finite(found.to_json()), indent=2)}\n", encoding="utf-8")
+    (folder / DATA).write_text(f"{json.dumps(plain(found.to_json()), indent=2)}\n", encoding="utf-8")
     shown = []
     for name, title, figure in figures(found):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -56,7 +56,7 @@ def _head(found: Analysis | Comparison) -> Iterator[str]:
     yield "<!doctype html>"
     yield f'<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>'
     yield f"<body>\n<h1>{title}</h1>"
-    names = ["class", "fingerprint", *sides[0].numbers()]
+    names = dict.fromkeys(["class", "fingerprint", *(name for side in sides for name in side.numbers())])
     yield "<table>"
     yield _row("th", "", *(side.name for side in sides))
     for name in names:
@@ -77,12 +77,12 @@ def _row(cell: str, *texts: str) -> str:
     return "<tr>" + "".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in texts) + "</tr>"
 
 
-def _finite(data: Any) -> Any:
-    """Plain data that JSON can hold: NaN and infinities become null."""
+def plain(data: Any) -> Any:
+    """Data that JSON can hold: NaN and infinities become null."""
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [plain(value) for value in data]
     if isinstance(data, float) and not float("-inf") < data < float("inf"):
         return None
     return data

@@ -27,7 +27,7 @@ from pyrosys.adapters.plan import Plan
 from pyrosys.analysis import pyfunc
 from pyrosys.analysis.comparison import Analysis, Comparison
 from pyrosys.analysis.report import save
-from pyrosys.errors import InputError, SourceError
+from pyrosys.errors import InputError, SourceError, WeightsError
 from pyrosys.hub.digest import file_sha256
 from pyrosys.model import Model
 from pyrosys.publishing import publish
@@ -243,7 +243,12 @@ def load_model(address: str, *, tracking_uri: str | None = None) -> Model:
             f"Expected a model that pyrosys logged at {address!r}, found one that {flavor.get('loader_module')!r} loads. "
             "Load it with mlflow.pyfunc.load_model, if you trust it."
         )
-    return pyfunc.load(folder / flavor["data"])
+    data = (folder / flavor.get("data", "")).resolve()
+    if not data.is_relative_to(folder.resolve()):
+        raise WeightsError(
+            f"Expected the data of {address!r} to be inside it, found {flavor['data']!r}. Do not trust it."
+        )
+    return pyfunc.load(data)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def _analyse(options: argparse.Namespace) -> None:
     if options.sequences is not None and options.inputs is not None:
         raise InputError("Expected --sequences or --inputs, found both. Leave one out.")
     from pyrosys.analysis import analyse, compare, save
+    from pyrosys.analysis.report import plain
     from pyrosys.fasta import read_fasta
 
     sequences = None if options.sequences is None else [sequence for _, sequence in read_fasta(options.sequences)]
@@ -65,7 +66,7 @@ def _analyse(options: argparse.Namespace) -> None:
     with replacing(options.output) as folder:
         page = options.output / save(found, folder).name
     if options.json:
-        print_json({"page": str(page), "numbers": found.numbers()})
+        print_json(plain({"page": str(page), "numbers": found.numbers()}))
     else:
         print_table(("number", "value"), [(name, f"{value:,.6g}") for name, value in found.numbers().items()])
         print(f"open {page}")

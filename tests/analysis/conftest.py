@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before mlflow is imported: no tests reach beyond this machine
-
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -43,6 +43,18 @@ def test_labels_drawn_from_the_predictions_are_calibrated() -> None:
     assert Calibration.of(4 * logits, labels, labels >= 0).error > 0.1  # too sure
 
 
+def test_broken_predictions_show() -> None:
+    logits, labels, mask = draw()
+    row, column = mask.nonzero()[0].tolist()
+    logits[row, column] = torch.nan
+    found = Calibration.of(logits, labels, mask)
+    assert found.count == int(mask.sum())
+    assert math.isnan(found.error)
+    assert math.isnan(found.perplexity)
+    sure = Calibration.of(torch.tensor([[1e4, 0.0]]), torch.tensor([1]), torch.tensor([True]))
+    assert sure.perplexity == math.inf
+
+
 def test_nothing_has_no_value() -> None:
     logits, labels, mask = draw()
     found = Calibration.of(logits, labels, mask & False)

@@ -75,21 +75,21 @@ def test_models_of_different_sizes_are_compared_layer_by_layer() -> None:
 
 
 class Renamed(nn.Module):
-    """The same function as ``nn.Sequential``, by other names and with its weight transposed."""
+    """The same function as the layers in a row, by other names, with the first transposed and shifted by 1."""
 
-    def __init__(self, other: nn.Sequential) -> None:
+    def __init__(self, first: nn.Linear, last: nn.Linear) -> None:
         super().__init__()
-        self.out = copy.deepcopy(other[2])
-        self.into = nn.Parameter(other[0].weight.detach().T.clone())  # pyright: ignore[reportCallIssue,reportArgumentType]
-        self.shift = nn.Parameter(other[0].bias.detach() + 1)  # pyright: ignore[reportOperatorIssue]
+        self.out = copy.deepcopy(last)
+        self.into = nn.Parameter(first.weight.detach().T.clone())
+        self.shift = nn.Parameter(first.bias.detach() + 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out((x @ self.into + self.shift).relu())
 
 
 def test_counterparts_are_found_by_structure() -> None:
-    first = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    found = compare(first, Renamed(first), (torch.randn(9, 5),))
+    first, last = nn.Linear(5, 7), nn.Linear(7, 3)
+    found = compare(nn.Sequential(first, nn.ReLU(), last), Renamed(first, last), (torch.randn(9, 5),))
     assert set(found.changes) == {"into", "shift", "out.weight", "out.bias"}
     assert {name for name, change in found.changes.items() if change.relative > 1e-6} == {"shift"}
 
@@ -168,6 +168,20 @@ def test_command_writes_an_analysis(files: Path, capsys: pytest.CaptureFixture[s
     assert printed["numbers"] == data["numbers"]
     assert main(arguments) == 2
     assert "found one. Choose another --output." in capsys.readouterr().err
+
+
+def test_command_writes_null_for_what_is_no_number(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tiny(1)
+    with torch.no_grad():
+        broken.norm.weight.fill_(torch.nan)
+    monkeypatch.setitem(vars(pyrosys), "load", lambda name: broken)
+    arguments = ["analyse", "broken", "--sequences", str(files / "proteins.fasta"), "--output", str(files / "out")]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"]["perplexity"] is None
+    data = json.loads((files / "out" / "analysis.json").read_text())
+    assert data["weights"]["norm"]["not_finite"] == 16
 
 
 def test_command_compares_and_names_two_of_one_name(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

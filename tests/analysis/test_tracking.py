@@ -7,11 +7,12 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import pytorch_lightning as pl
 import torch
 from mlflow import MlflowClient
-from torch import nn
+from mlflow.exceptions import MlflowException
 
 import pyrosys
 from pyrosys.analysis import Run, compare, load_model
@@ -20,13 +21,10 @@ from pyrosys.errors import InputError, SourceError, WeightsError
 from pyrosys.hub.digest import file_sha256
 from pyrosys.zoo.esm import ESM, ESMConfig
 from pyrosys.zoo.proteinmpnn import ProteinMPNN, ProteinMPNNConfig
+from tests.noise import MLFLOW
+from tests.training import runs as training
 
-pytestmark = [
-    # mlflow 3.17 with newer versions of what it builds on
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
-    pytest.mark.filterwarnings("ignore:Operation with range is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings(*MLFLOW)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,8 @@ def test_a_server_keeps_everything_about_a_run(mlflow_server: str, model: ESM, t
     assert kept.data.tags["pyrosys.fingerprint"] == pyrosys.fingerprint(model).whole
     assert kept.data.tags["kind"] == "test"
     assert digests["validation"] == file_sha256(data / "a.fasta")
-    inputs = {kept.tags[0].value: kept.dataset.digest for kept in kept.inputs.dataset_inputs}
+    assert kept.inputs is not None
+    inputs = {each.tags[0].value: each.dataset.digest for each in kept.inputs.dataset_inputs}
     assert inputs == {name: digest[:32] for name, digest in digests.items()}
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run.id, "loss")] == [(1, 2), (2, 1)]
     assert kept.data.metrics["certificate/difference"] < 1e-4
@@ -93,8 +92,8 @@ def test_a_server_keeps_everything_about_a_run(mlflow_server: str, model: ESM, t
     np.testing.assert_allclose(
         function.predict(pd.DataFrame({"sequence": sequences})), model.embed(sequences, pool="mean").numpy(), rtol=1e-6
     )
-    assert function.metadata.metadata["pyrosys.fingerprint"] == pyrosys.fingerprint(model).whole
-    with pytest.raises(mlflow.exceptions.MlflowException, match="sequence"):
+    assert function.metadata.to_dict()["metadata"] == {"pyrosys.fingerprint": pyrosys.fingerprint(model).whole}
+    with pytest.raises(MlflowException, match="sequence"):
         function.predict(pd.DataFrame({"structure": sequences}))
 
     loaded = load_model(address, tracking_uri=mlflow_server)
@@ -113,6 +112,14 @@ def test_a_database_file_does_without_a_server(database: str, model: ESM, tmp_pa
     assert {"model.safetensors", "manifest.json", "MLmodel"} <= {path.name for path in logged}
     assert not [path for path in logged if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
     assert not [path for path in logged if path.read_bytes()[:1] == pickle.PROTO]
+
+    (description,) = [path for path in logged if path.name == "MLmodel"]
+    elsewhere = description.read_text().replace("data: data", f"data: {'../' * 9}data")
+    kept = description.read_bytes()
+    description.write_text(elsewhere)
+    with pytest.raises(WeightsError, match="inside it"):
+        load_model(address, tracking_uri=database)
+    description.write_bytes(kept)
 
     (weights,) = [path for path in logged if path.name == "model.safetensors"]
     spoilt = bytearray(weights.read_bytes())
@@ -134,38 +141,21 @@ def test_a_run_says_how_it_ended_and_can_go_on(database: str, tmp_path: Path) ->
     assert client.get_run(run.id).info.status == "FINISHED"
 
 
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning, with torch 2.13
-def test_lightning_logs_into_the_run(database: str, tmp_path: Path) -> None:
-    class Task(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(()))
-
-        def training_step(self, batch, index):
-            self.log("loss", self.weight**2)
-            return self.weight**2
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
+def test_the_trainer_logs_into_the_run(database: str, tmp_path: Path) -> None:
+    sequences = ["MKTAYIAKQR", "GSHMWWLKVA", "AACCDDEEFF", "MMKKTTRRSS"]
+    table = pa.table({"sequence": sequences, "split": ["train", "train", "train", "validation"]})
+    pq.write_table(table, tmp_path / "proteins.parquet")
     with Run("trained", tracking_uri=database, artifacts=tmp_path / "files") as run:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_steps=3,
-            logger=pickle.loads(pickle.dumps(run.logger())),  # as a worker gets it
-            log_every_n_steps=1,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(Task(), torch.utils.data.DataLoader(range(3)))  # pyright: ignore[reportArgumentType]
-        assert run.client.get_run(run.id).info.status == "RUNNING"
-        history = run.client.get_metric_history(run.id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [
-        (0, pytest.approx(1.0)),
-        (1, pytest.approx(0.64)),
-        (2, pytest.approx(0.4096)),
-    ]
+        logger = pickle.loads(pickle.dumps(run.logger()))  # as a worker gets it
+        trained = training.run(tmp_path / "run", training.Data(tmp_path / "proteins.parquet"), loggers=(logger,))
+        kept = run.client.get_run(run.id)
+        assert kept.info.status == "RUNNING"
+        run.log_model(training.task().trained_model(), step=trained.steps)
+    history = [row for row in training.history(tmp_path / "run") if "loss" in row]
+    logged = run.client.get_metric_history(run.id, "loss")
+    assert [metric.value for metric in logged] == [row["loss"] for row in history]
+    assert len(logged) == training.STEPS
+    assert "validation/loss" in kept.data.metrics
 
 
 def test_models_that_take_arrays_are_functions_of_them() -> None:
@@ -174,11 +164,11 @@ def test_models_that_take_arrays_are_functions_of_them() -> None:
     assert isinstance(example, dict)
     assert list(example)[:3] == ["coordinates", "sequence", "mask"]
     with torch.no_grad():
-        expected = model(*model.example_input_array)
+        expected = model(*(torch.as_tensor(array) for array in example.values()))
     np.testing.assert_allclose(Forward(model).predict(example), expected.numpy(), rtol=1e-6)
     signature = signature_of(model)
     assert signature.inputs.input_names() == list(example)
-    assert signature.outputs.inputs[0].shape == (-1, -1, -1)
+    assert signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, -1, -1)
 
 
 def test_models_of_others_are_not_run(database: str, tmp_path: Path) -> None:
