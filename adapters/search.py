@@ -248,7 +248,11 @@ class _Survey:
         return inside
 
     def _wanted(self, value: Value) -> bool:
-        return self.whole.path is None or value.path == Value.parse(self.whole.path).path
+        """Whether a value is of the submodule that the caller names, and of the call, where that is not the first."""
+        if self.whole.path is None:
+            return True
+        named = Value.parse(self.whole.path)
+        return value.path == named.path and named.call in (0, value.call)
 
     def _values(self, values: list[tuple[fx.Node, list[Value]]]) -> list[_Candidate]:
         reads = keys(self.structure, self.structure.nodes)
