@@ -1,5 +1,6 @@
 """The structure engine: read a model's structure, match two models, move weights across with proof."""
 
+from pyrosys.adapters.candidates import Candidates, candidates
 from pyrosys.adapters.capture import Inputs
 from pyrosys.adapters.card import StructureCard
 from pyrosys.adapters.certificate import Certificate, Comparison
@@ -9,6 +10,7 @@ from pyrosys.adapters.match import match
 from pyrosys.adapters.plan import Plan
 
 __all__ = [
+    "Candidates",
     "Certificate",
     "Comparison",
     "Difference",
@@ -16,6 +18,7 @@ __all__ = [
     "Inputs",
     "Plan",
     "StructureCard",
+    "candidates",
     "diff",
     "fingerprint",
     "match",

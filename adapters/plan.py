@@ -72,7 +72,8 @@ class Plan:
             models order their tokens differently.
         parts: what of source and target was matched, when that is not the whole of both.
         probes, selectors: the inputs and output selectors of `match`; not saved.
-        checked: `"structure"`, `"random parameters"` or `"real weights"`: the strongest check that passed.
+        checked: `"structure"`, `"random parameters"` or `"real weights"`: the strongest check that passed. Without a source:
+            `"shapes"` or `"expected outputs"`.
         certificate: what was run and compared, when the plan was found.
     """
 

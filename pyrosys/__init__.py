@@ -12,8 +12,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyrosys import adapters, errors, hub, losses, metrics, modules, zoo
-    from pyrosys.adapters import Certificate, Difference, Inputs, Plan, StructureCard, diff, fingerprint, match
+    from pyrosys import adapters, analysis, errors, hub, losses, metrics, modules, zoo
+    from pyrosys.adapters import (
+        Candidates,
+        Certificate,
+        Difference,
+        Inputs,
+        Plan,
+        StructureCard,
+        candidates,
+        diff,
+        fingerprint,
+        match,
+    )
     from pyrosys.catalogue import info, list_models
     from pyrosys.errors import PyrosysError, StructureMismatch
     from pyrosys.fetching import fetch, where
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
     from pyrosys.verifying import Checked, verify
 
 __all__ = [
+    "Candidates",
     "Certificate",
     "Checked",
     "Difference",
@@ -40,6 +52,8 @@ __all__ = [
     "StructureCard",
     "StructureMismatch",
     "adapters",
+    "analysis",
+    "candidates",
     "diff",
     "errors",
     "fetch",
@@ -65,11 +79,13 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "pyrosys.adapters": (
+        "Candidates",
         "Certificate",
         "Difference",
         "Inputs",
         "Plan",
         "StructureCard",
+        "candidates",
         "diff",
         "fingerprint",
         "match",

@@ -49,7 +49,6 @@ from pyrosys.verified import note_verified, was_verified
 
 __all__ = [
     "CONFIG",
-    "LARGE",
     "PROBE",
     "README",
     "STRUCTURE",
@@ -429,10 +428,19 @@ def run_card(card: StructureCard, state: Mapping[str, Tensor]) -> list[Tensor]:
         ) from error
 
 
-def run_model(model: nn.Module, inputs: Inputs, output: OutputSelector | None = None) -> list[Tensor]:
-    """Outputs of a model that count, in float64; a large model is run operation by operation."""
+def run_model(
+    model: nn.Module, inputs: Inputs, output: OutputSelector | None = None, state: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """Outputs of a model that count, in float64; a large model is run operation by operation.
+
+    Args:
+        model: Any module.
+        inputs: Its arguments.
+        output: From its output to the tensors that count.
+        state: Values to run it with instead of its own.
+    """
     side = ModuleSide(model, [inputs], output)
-    state = side.state()
+    state = side.state() if state is None else state
     if sum(tensor.numel() for tensor in state.values()) <= LARGE:
         return side.run(state, 0, torch.float64)
     captured = capture(model, inputs, output=output)

@@ -6,6 +6,7 @@ has matched and run both models, which it always does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -24,7 +25,7 @@ from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.structure import Structure
 from pyrosys.entry import STRUCTURE, is_web_address
-from pyrosys.errors import InputError, PyrosysError, SourceError, StructureMismatch, WeightsError
+from pyrosys.errors import InputError, PyrosysError, SourceError, WeightsError
 from pyrosys.hub import fetch
 from pyrosys.hub.digest import Expected, file_sha256
 from pyrosys.hub.files import replacing
@@ -52,8 +53,8 @@ class Found:
         also: Other submodules of the model that it fits as well, such as all layers that are alike.
         coverage: The share of the model's parameters that lie in ``into``.
         fingerprint: What both have in common.
-        evidence: ``fingerprint``; ``engine`` if they were matched as well, which finds the layout of files of others;
-            ``shapes`` if nothing but shapes is known, and `pyrosys.port` needs the source.
+        evidence: ``fingerprint``; ``engine`` if both were also matched, which is tried for files of others in a layout that the
+            zoo knows; ``shapes`` if nothing else is known, and `pyrosys.port` needs the source.
         weights_licence: As the publisher stated it.
         beginning: Whether it is only what the published model begins with, such as a trunk without its head.
     """
@@ -293,22 +294,25 @@ class _Wanted:
         for known in _catalogue_records():
             for hit in self.hits(known) if catalogue.published(known.entry) is None else ():
                 layout = catalogue.Layout.of(known.entry)
-                if not hit.part and not hit.into and layout.fits(shapes) and self._confirmed(layout):
+                if not hit.part and not hit.into and layout.fits(shapes):
+                    evidence = "engine" if self._confirmed(layout) else "fingerprint"
                     yield dataclasses.replace(
-                        hit, entry=record.entry, evidence="engine", weights_licence=record.weights_licence
+                        hit, entry=record.entry, evidence=evidence, weights_licence=record.weights_licence
                     )
                     return
         if sorted(map(_plain, shapes.values())) == self.shapes:
             yield Found(record.entry, "", "", (), 1.0, None, "shapes", record.weights_licence)
 
     def _confirmed(self, layout: catalogue.Layout) -> bool:
-        """Whether the engine carries weights of a layout into the model, tried with random ones."""
-        try:
-            match_sides(CardSide(layout.card), ModuleSide(self.model, as_inputs(self.inputs)[:1], self.output))
-        except StructureMismatch as error:
-            logger.info("%s has the fingerprint, but: %s", layout.name, error)
-            return False
-        return True
+        """Whether the engine carries random weights of a layout into the model.
+
+        It can tell where the model takes the layout's example, or was given the same one; loading tells in any case.
+        """
+        for inputs in (layout.example, self.inputs):
+            with contextlib.suppress(PyrosysError):
+                match_sides(CardSide(layout.card), ModuleSide(self.model, as_inputs(inputs)[:1], self.output))
+                return True
+        return False
 
 
 def _whole_prints(captured: Capture) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pyrosys.adapters.candidates import candidates
 from pyrosys.adapters.capture import Inputs, as_inputs, named_state, shadow
 from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import Certificate
@@ -19,7 +20,7 @@ from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.search import Whole
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.structure import Structure
-from pyrosys.errors import InputError, PlanError, WeightsError
+from pyrosys.errors import InputError, PlanError, StructureMismatch, WeightsError
 from pyrosys.hub import check_finite, fetch, read_weights
 from pyrosys.hub.weights import find_state
 from pyrosys.naming import read_names
@@ -62,6 +63,7 @@ def port(
     target_inputs: Any = None,
     source_output: Callable[[Any], Any] | None = None,
     target_output: Callable[[Any], Any] | None = None,
+    expected: Any = None,
     source_part: str | None = None,
     target_part: str | None = None,
     within: str | None = None,
@@ -77,6 +79,7 @@ def port(
         checkpoint: A file, folder or address, as `pyrosys.hub.fetch` takes it, or a mapping from names to tensors.
         target: The module to load.
         source: A module with the layout of the checkpoint, or the structure card of one. A published entry has its own card.
+            A plain checkpoint without either is loaded only if `expected` singles out one layout; see `pyrosys.candidates`.
         part: Name of the submodule of a published entry to load, of those that the entry has cards of. Or True, where a part
             of the target is enough: the largest that the source has too; the rest keeps its own values.
         inputs: Example arguments of the source, as for `pyrosys.match`. A card has its own.
@@ -84,6 +87,7 @@ def port(
             them, called with the card's example.
         source_output: From the source's output to the tensors that count. A card has chosen them.
         target_output: From the target's output to the tensors that count.
+        expected: What the original gives for `inputs`, where there is no source.
         source_part: Path of the submodule of the source that counts, as for `pyrosys.match`.
         target_part: Path of the submodule of the target that counts.
         within: Which nested mapping of the checkpoint to read, as in ``"ema.weights"``, when it holds several.
@@ -105,6 +109,13 @@ def port(
         >>> torch.equal(ours.weight.squeeze(-1), theirs.weight)
         True
     """
+    if source is None and (expected is not None or _is_bare(checkpoint)):
+        bare = _open(checkpoint, allow_pickle, within)
+        return _settled(
+            bare, target, inputs if target_inputs is None else target_inputs, expected, target_output, tolerance
+        )
+    if expected is not None:
+        raise InputError("Expected either a source or expected outputs, found both. A source is the better proof.")
     if source is None:
         weights: Mapping[str, Tensor]
         source, weights = _published(checkpoint, part if isinstance(part, str) else "")
@@ -317,6 +328,37 @@ def _up_to(card: StructureCard, target: ModuleSide) -> StructureCard:
     if not places:
         return card
     return dataclasses.replace(card, captured=dataclasses.replace(card.captured, outputs=places[-1:]))
+
+
+def _is_bare(checkpoint: Any) -> bool:
+    """Whether a checkpoint is tensors only; an entry is a folder or lies at a hub."""
+    return isinstance(checkpoint, Mapping) or (isinstance(checkpoint, (str, Path)) and Path(checkpoint).is_file())
+
+
+def _settled(
+    weights: Mapping[str, Tensor],
+    target: nn.Module,
+    inputs: Any,
+    expected: Any,
+    target_output: Callable[[Any], Any] | None,
+    tolerance: float | None,
+) -> Port:
+    """Load the one layout that gives the expected outputs.
+
+    Raises:
+        StructureMismatch: Nothing says which layout is right; the message ranks those that fit.
+    """
+    found = candidates(weights, calling(target), inputs, expected, output=target_output, tolerance=tolerance)
+    if found.settled is None or found.settled.plan.certificate is None:
+        raise StructureMismatch(
+            "Expected a source for the checkpoint, a module or a structure card, found none; shapes and values do not decide "
+            f"how its tensors go into {type(target).__name__}: they allow {found.count}. Pass a source, or outputs of the original "
+            f"as expected. What would settle it: {found.question or 'any of its outputs'}. pyrosys.candidates ranks the layouts."
+        )
+    plan = found.settled.plan
+    check_finite(weights)
+    fill(target, plan.apply(weights, target.state_dict()))
+    return Port(target, plan, found.settled.plan.certificate)
 
 
 def _published(checkpoint: Any, part: str) -> tuple[StructureCard, Mapping[str, Tensor]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from pyrosys.adapters.match import match_sides
 from pyrosys.adapters.sides import ModuleSide
 from pyrosys.adapters.verify import rounding_response
 from pyrosys.catalogue import example_of, model_class
-from pyrosys.entry import CONFIG, LARGE, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_card
+from pyrosys.entry import CONFIG, PROBE, README, STRUCTURE, Entry, Probe, is_web_address, run_model
 from pyrosys.errors import InputError, PublishError, PyrosysError, WeightsError
 from pyrosys.hub import check_finite, read_weights, tensor_digest, write_weights
 from pyrosys.hub.cache import Cache
@@ -36,10 +36,8 @@ from pyrosys.porting import calling, state_for
 
 __all__ = ["Published", "publish"]
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MOST_PARTS = 16
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,8 @@ def publish(
         WeightsError: The model holds NaN, infinity, or what is no tensor.
 
     Example:
-        >>>         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
         >>> with tempfile.TemporaryDirectory() as hub:
         ...     publish(model, "lab/small", hub=hub, inputs=(torch.randn(4, 3),)).files["model.safetensors"]
         416
@@ -198,9 +197,9 @@ def _write(
     sign_key: str | Path | None,
 ) -> tuple[StructureCard, tuple[str, ...]]:
     """Write the entry into a folder, the manifest last, and load it back."""
-    probe = _probe_inputs(model, inputs)
-    runnable = calling(model)
-    state = _state(model)
+    probe = _probe_inputs(model, inputs).map(torch.Tensor.cpu)
+    model = _on_processor(model)
+    runnable, state = calling(model), _state(model)
     require_space(folder, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
     card = StructureCard.of(runnable, probe, name=type(model).__name__, output=output)
     parts = _parts(model, {**record_calls(model, probe), **record_calls(runnable, probe)}, card)
@@ -232,6 +231,16 @@ def _probe_inputs(model: nn.Module, inputs: Any) -> Inputs:
     return Inputs(*probe.args, **dict(sorted(probe.kwargs.items())))  # as they come back from the files
 
 
+def _on_processor(model: nn.Module) -> nn.Module:
+    """The model, or a copy of it where it is elsewhere: entries are the same whatever device they are published from."""
+    elsewhere = {t.device.type for t in (*model.parameters(), *model.buffers())} - {"cpu"}
+    if "meta" in elsewhere:
+        raise WeightsError(
+            f"Expected {type(model).__name__} to have weights, found none (meta). Load or initialise them."
+        )
+    return copy.deepcopy(model).cpu() if elsewhere else model
+
+
 def _state(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     for name, tensor in state.items():
@@ -248,11 +257,7 @@ def _example(
     model: nn.Module, inputs: Inputs, output: OutputSelector | None, card: StructureCard, state: Mapping[str, Tensor]
 ) -> Probe:
     """What the model gives on the probe, and how far rounding its weights to single precision moves that."""
-    side = CardSide(card, state)
-    if sum(tensor.numel() for tensor in state.values()) <= LARGE:
-        outputs = ModuleSide(model, [inputs], output).run(state, 0, torch.float64)
-    else:
-        outputs = run_card(card, state)
+    side, outputs = CardSide(card, state), run_model(model, inputs, output)
     step = torch.finfo(torch.float32).eps
     responses = rounding_response(side, state, 0, torch.float64, outputs, step)
     tolerances = [
@@ -447,11 +452,8 @@ def _by_structure(entry: Entry, model: nn.Module, output: OutputSelector | None)
     card = entry.card()
     weights = state_for(card, entry.weights())
     side = ModuleSide(model, [card.inputs], output)
-    plan = match_sides(CardSide(card, weights), side)
-    found = plan.apply(weights, side.state())
-    entry.probe.compare(
-        ModuleSide(model, [card.inputs], output).run(found, 0, torch.float64), "the model filled by structure"
-    )
+    filled = match_sides(CardSide(card, weights), side).apply(weights, side.state())
+    entry.probe.compare(run_model(model, card.inputs, output, filled), "the model filled by structure")
 
 
 def _identical(one: Tensor, other: Tensor) -> bool:

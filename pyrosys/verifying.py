@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyrosys import catalogue
-from pyrosys.errors import IntegrityError, SourceError, WeightsError
+from pyrosys.errors import InputError, IntegrityError, SourceError, WeightsError
 from pyrosys.hub.cache import Cache
 from pyrosys.hub.digest import Expected
 from pyrosys.hub.manifest import MANIFEST, read_manifest
 from pyrosys.hub.shard_index import INDEX_SUFFIX, read_index
 from pyrosys.hub.sources import locate
 
-__all__ = ["Checked", "inspect", "verify"]
+__all__ = ["Checked", "check_signatures", "inspect", "verify"]
 
 
 @dataclass
@@ -47,12 +47,15 @@ class Checked:
         return "sound" if self.records else "unknown"
 
 
-def verify(name: str | Path | None = None, *, hub: str | Path | None = None) -> list[Checked]:
+def verify(
+    name: str | Path | None = None, *, hub: str | Path | None = None, signed_by: str | Path | None = None
+) -> list[Checked]:
     """Check every file of a model or a published entry again, or of all that has been fetched to this machine.
 
     Args:
         name: As for `pyrosys.fetch`; by default everything in the caches.
         hub: As for `pyrosys.fetch`.
+        signed_by: A public key (PEM); an entry that was not signed with it is refused. Needs ``pyrosys[sign]``.
 
     Returns:
         What was checked, and against what. A file without any record can only be checked for its form.
@@ -62,10 +65,28 @@ def verify(name: str | Path | None = None, *, hub: str | Path | None = None) -> 
         IntegrityError: Files are damaged, missing, or not the ones on record; the message names all of them.
     """
     checked = inspect(name, hub=hub)
+    if signed_by is not None:
+        check_signatures(checked, signed_by)
     problems = [problem for file in checked for problem in file.problems]
     if problems:
         raise IntegrityError("\n".join([f"Expected {len(checked)} sound files, found these problems:", *problems]))
     return checked
+
+
+def check_signatures(checked: Iterable[Checked], public_key: str | Path) -> None:
+    """Check the signatures of the entries that files belong to.
+
+    Raises:
+        IntegrityError: An entry was not signed with the key, or has been changed since.
+        InputError: The key cannot be used, or there is no entry among the files.
+    """
+    from pyrosys.hub.signature import check_signature
+
+    folders = sorted({file.path.parent for file in checked if file.path.name == MANIFEST})
+    if not folders:
+        raise InputError("Expected a published entry, which may be signed, found none.")
+    for folder in folders:
+        check_signature(folder, Path(public_key))
 
 
 def inspect(name: str | Path | None = None, *, hub: str | Path | None = None) -> list[Checked]:

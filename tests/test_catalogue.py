@@ -222,3 +222,28 @@ def test_a_layout_without_a_plan_is_matched_when_loaded(
     for name, tensor in pyrosys.load("proteinmpnn-ca-v48-020").state_dict().items():
         assert torch.equal(tensor, expected[name])
     assert "matching them by structure" in caplog.text
+
+
+def test_what_was_verified_is_not_run_again(
+    weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "model.safetensors"
+    write_weights(path, weights)
+    serve(monkeypatch, path)
+    runs = []
+    verify = catalogue.Layout.verify
+    monkeypatch.setattr(catalogue.Layout, "verify", lambda *arguments: (runs.append(1), verify(*arguments)))
+    first, second = pyrosys.load(NAME), pyrosys.load(NAME)
+    assert len(runs) == 1
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    before = path.read_bytes()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)  # the file that it is mapped from stays as it is
+    assert path.read_bytes() == before
+    weights["W_out.bias"] = weights["W_out.bias"] + 1
+    write_weights(path, weights)
+    pyrosys.load(NAME)
+    assert len(runs) == 2

@@ -42,6 +42,7 @@ COMMANDS = (
     "catalogue",
     "prepare",
     "train",
+    "analyse",
     "demo",
 )
 
@@ -406,6 +407,45 @@ def test_diff_without_inputs_exits_with_2(implementations: Path, capsys: pytest.
     assert "--inputs" in fail(capsys, "diff", "implementations:Theirs", "implementations:Ours")
 
 
+def test_port_of_a_part(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    module.Classifier = lambda: nn.Sequential(module.Ours(), nn.Linear(3, 2))
+    arguments = (*PORT, "--target", "implementations:Classifier", "--output")
+    fail(capsys, *arguments, "whole")
+    assert not (implementations / "whole").exists()
+    assert "part of the models only: Theirs; Sequential (0)" in read(capsys, *arguments, "part", "--part")
+    read(capsys, *arguments, "named", "--target-part", "0")
+    for name in ("part", "named"):
+        plan = pyrosys.Plan.load(implementations / name / "plan.json")
+        assert plan.unreached == ("1.weight", "1.bias")
+
+
+def test_port_without_a_source(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    theirs, x = module.Theirs(), torch.randn(2, 3, 4)
+    theirs.load_state_dict(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
+    module.given, module.expected = (lambda: (x,)), (lambda: theirs(x))
+    arguments = ("port", "theirs.safetensors", "--target", "implementations:Ours", "--inputs", "implementations:given")
+    assert "What would settle it" in fail(capsys, *arguments, "--output", "ours")
+    assert not (implementations / "ours").exists()
+    read(capsys, *arguments, "--expected", "implementations:expected", "--output", "ours")
+    ours = module.Ours()
+    ours.load_state_dict(pyrosys.hub.read_weights(implementations / "ours"))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_port_reads_the_names_that_it_is_told(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = sys.modules["implementations"]
+    plain, averaged = module.Theirs().state_dict(), module.Theirs().state_dict()
+    both = plain | {f"ema.{name}": tensor for name, tensor in averaged.items()}
+    pyrosys.hub.write_weights(implementations / "theirs.safetensors", both)
+    arguments = (*PORT, "--target", "implementations:Ours", "--output", "ours")
+    assert "--prefix" in fail(capsys, *arguments)
+    read(capsys, *arguments, "--prefix", "ema.")
+    found = pyrosys.hub.read_weights(implementations / "ours")
+    assert torch.equal(found["output.weight"], averaged["out.weight"])
+
+
 def test_port_that_is_refused_writes_nothing(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PORT, "--target", "implementations:Other", "--output", "other"]) == 2
     assert capsys.readouterr().err.startswith("pyrosys: ")
@@ -436,3 +476,60 @@ def test_train_writes_an_entry_and_goes_on(tmp_path: Path, capsys: pytest.Captur
     assert "2 steps" in read(capsys, "train", str(configuration), "--resume")
     message = fail(capsys, "train", str(configuration), "--resume", "--set", "optimiser.warmup=1")
     assert "optimiser.warmup 0 then and 1 now." in message
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A directory with an entry that the command has published, and a module `mine` that builds its model."""
+    monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYROSYS_CATALOGUE", str(tmp_path / "catalogue"))
+    monkeypatch.setenv("PYROSYS_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mine", None)
+    monkeypatch.delitem(sys.modules, "mine")
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def build():\n    torch.manual_seed(3)\n    return nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))\n\n"
+        "def inputs():\n    return (torch.randn(4, 3),)\n"
+    )
+    arguments = ["publish", "mine:build", "lab/mine", "--inputs", "mine:inputs", "--hub", "hub"]
+    assert main([*arguments, "--dry-run", "--weights-licence", "MIT"]) == 0
+    assert "would publish" in capsys.readouterr().out
+    assert not (tmp_path / "hub" / "lab").exists()
+    assert main([*arguments, "--weights-licence", "MIT", "--code-licence", "MIT", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["files"]) >= {"manifest.json", "structure.json"}
+    return tmp_path / "hub"
+
+
+def test_find_lists_what_was_published(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["find", "mine:build", "--inputs", "mine:inputs", "--hub", str(published)]
+    assert main(arguments) == 0
+    assert re.search(r"lab/mine +\(whole\) +\(whole\) +100.0 % +fingerprint +MIT", capsys.readouterr().out)
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["coverage"] == 1.0
+
+
+def test_catalogue_names_and_checks_entries(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalogue", "add", "my-model", str(published / "lab" / "mine")]) == 0
+    assert main(["list", "my-*"]) == 0
+    assert main(["catalogue", "check", "my-model"]) == 0
+    assert "my-model: in order" in capsys.readouterr().out
+    (published / "lab" / "mine" / "README.md").write_text("")
+    assert main(["catalogue", "check", "my-model", "--json"]) == 2
+    assert "README.md" in json.loads(capsys.readouterr().out)["my-model"][0]
+
+
+def test_catalogue_writes_an_index(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalogue", "index", "index.json", str(published / "lab" / "mine")]) == 0
+    assert main(["find", "mine:build", "--inputs", "mine:inputs", "--hub", "index.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["part"] == ""
+
+
+def test_weights_from_a_file_are_published(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["publish", "mine:build", "lab/again", "--inputs", "mine:inputs", "--hub", str(published)]
+    weights = str(published / "lab" / "mine" / "model.safetensors")
+    assert main([*arguments, "--weights", weights]) == 0
+    again = published / "lab" / "again" / "model.safetensors"
+    assert again.read_bytes() == Path(weights).read_bytes()
+    assert main([*arguments, "--weights", str(published / "lab" / "mine" / "probe.safetensors")]) == 2
+    assert "missing" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from pyrosys import errors
 
 def tree(kind: type, depth: int = 0) -> Iterator[tuple[int, str]]:
     yield depth, kind.__name__
-    for child in sorted(kind.__subclasses__(), key=lambda child: child.__name__):
+    declared = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    for child in sorted(declared, key=lambda child: child.__name__):
         yield from tree(child, depth + 1)
 
 

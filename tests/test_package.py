@@ -51,7 +51,9 @@ print(*sys.modules)
     assert not {f"pyrosys.{name}" for name in ("analysis", "losses", "metrics", "training")} & loaded
 
 
-@pytest.mark.parametrize(("package", "module", "extra"), [("metrics", "torchmetrics", "train")])
+@pytest.mark.parametrize(
+    ("package", "module", "extra"), [("metrics", "torchmetrics", "train"), ("analysis", "mlflow", "analysis")]
+)
 def test_what_an_extra_is_missing_for_is_explained(package: str, module: str, extra: str) -> None:
     script = f"""
 import sys, pyrosys

@@ -24,8 +24,13 @@ def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     for name in ("1ubq.cif", "proteins.fasta"):
         shutil.copy(ROOT / "tests" / "data" / name, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYROSYS_CACHE", str(tmp_path / "cache"))
     load = pyrosys.load
-    monkeypatch.setattr(pyrosys, "load", lambda name: load(name) if published(name) else build(name).eval())
+    monkeypatch.setattr(
+        pyrosys,
+        "load",
+        lambda name, **how: load(name, **how) if how or published(name) else build(name).eval(),
+    )
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)

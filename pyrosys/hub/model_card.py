@@ -41,7 +41,6 @@ class ModelCard:
         weights_licence, code_licence: ``None`` where the publisher stated none.
         base_model: What it was made from, on the same hub.
         tags: Further tags.
-        tasks: What the model can do.
         text: What the publisher has to say.
     """
 
@@ -55,7 +54,6 @@ class ModelCard:
     code_licence: str | None = None
     base_model: str | None = None
     tags: Sequence[str] = ()
-    tasks: Sequence[str] = ()
     text: str = ""
 
     def render(self) -> str:
@@ -93,7 +91,7 @@ class ModelCard:
             library_name="pyrosys",
             license=licence if known else "other",
             license_name=None if known else re.sub("[^a-z0-9.-]+", "-", licence).strip("-") or "other",
-            tags=[*dict.fromkeys([*self.tags, *(f"pyrosys-task-{task}" for task in self.tasks)]), *prints],
+            tags=[*dict.fromkeys(self.tags), *prints],
         )
         return data.to_yaml(line_break="\n").strip()
 

@@ -11,17 +11,14 @@ from pyrosys.losses.classification import cross_entropy, inverse_folding_loss
 from pyrosys.losses.distogram import distogram_loss
 from pyrosys.losses.frames import Frames, frame_aligned_point_error
 from pyrosys.losses.lddt import smooth_lddt_loss
-from pyrosys.losses.masking import Hidden, hide_tokens
 from pyrosys.losses.regression import squared_error
 
 __all__ = [
     "Average",
     "Frames",
-    "Hidden",
     "cross_entropy",
     "distogram_loss",
     "frame_aligned_point_error",
-    "hide_tokens",
     "inverse_folding_loss",
     "smooth_lddt_loss",
     "squared_error",

@@ -35,6 +35,7 @@ def test_a_signed_entry_loads_with_its_key(signed: Path, keys: tuple[Path, Path]
     model = small_model(1)[0]
     assert pyrosys.load(signed, into=model, signed_by=keys[1]) is model
     assert "model.sig" in {path.name for path in signed.iterdir()}
+    assert pyrosys.verify(signed, signed_by=keys[1])
 
 
 def test_the_library_s_own_command_checks_it_too(signed: Path, keys: tuple[Path, Path]) -> None:
@@ -51,8 +52,12 @@ def test_another_key_no_signature_and_changed_files_are_refused(
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     public = tmp_path / "other.pub"
     public.write_bytes(other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
-    with pytest.raises(IntegrityError, match="signed with the key of"):
-        pyrosys.load(signed, into=model, signed_by=public)
+    for check in (
+        lambda: pyrosys.load(signed, into=model, signed_by=public),
+        lambda: pyrosys.verify(signed, signed_by=public),
+    ):
+        with pytest.raises(IntegrityError, match="signed with the key of"):
+            check()
     plain = pyrosys.publish(model, "lab/plain", hub=tmp_path, inputs=inputs).address
     with pytest.raises(IntegrityError, match="found no model.sig"):
         pyrosys.load(plain, into=model, signed_by=keys[1])
