@@ -408,8 +408,8 @@ def test_diff_without_inputs_exits_with_2(implementations: Path, capsys: pytest.
 
 
 def test_port_of_a_part(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = sys.modules["implementations"]
-    module.Classifier = lambda: nn.Sequential(module.Ours(), nn.Linear(3, 2))
+    module = vars(sys.modules["implementations"])
+    module["Classifier"] = lambda: nn.Sequential(module["Ours"](), nn.Linear(3, 2))
     arguments = (*PORT, "--target", "implementations:Classifier", "--output")
     fail(capsys, *arguments, "whole")
     assert not (implementations / "whole").exists()
@@ -421,10 +421,10 @@ def test_port_of_a_part(implementations: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_port_without_a_source(implementations: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = sys.modules["implementations"]
-    theirs, x = module.Theirs(), torch.randn(2, 3, 4)
+    module = vars(sys.modules["implementations"])
+    theirs, x = module["Theirs"](), torch.randn(2, 3, 4)
     theirs.load_state_dict(pyrosys.hub.read_weights(implementations / "theirs.safetensors"))
-    module.given, module.expected = (lambda: (x,)), (lambda: theirs(x))
+    module |= {"given": lambda: (x,), "expected": lambda: theirs(x)}
     arguments = ("port", "theirs.safetensors", "--target", "implementations:Ours", "--inputs", "implementations:given")
     assert "What would settle it" in fail(capsys, *arguments, "--output", "ours")
     assert not (implementations / "ours").exists()
