@@ -429,7 +429,7 @@ def test_port_without_a_source(implementations: Path, capsys: pytest.CaptureFixt
     assert "What would settle it" in fail(capsys, *arguments, "--output", "ours")
     assert not (implementations / "ours").exists()
     read(capsys, *arguments, "--expected", "implementations:expected", "--output", "ours")
-    ours = module.Ours()
+    ours = module["Ours"]()
     ours.load_state_dict(pyrosys.hub.read_weights(implementations / "ours"))
     torch.testing.assert_close(ours(x), theirs(x))
 

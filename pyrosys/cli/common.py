@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +42,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file or directory beside its place, and move it there when it is complete."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pyrosys-", dir=path.absolute().parent) as directory:
-        unfinished = Path(directory, path.name)
+    """Write a file or directory beside its place, and move it there when it is complete.
+
+    What a process that was killed has left beside the place is removed.
+    """
+    from pyrosys.hub.directory import staging
+
+    with staging(path.absolute().parent) as directory:
+        unfinished = directory / path.name
         yield unfinished
         unfinished.replace(path)
 

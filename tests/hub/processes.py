@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-__all__ = ["REFUSED", "small_model", "start_fetch", "start_publish"]
+__all__ = ["REFUSED", "small_model", "start_fetch", "start_port", "start_publish"]
 
 REFUSED = 3  # how a process exits that could not publish
 
@@ -41,6 +41,46 @@ def start_publish(seed: int, name: str, hub: str, tag: str | None = None) -> For
     process = CONTEXT.Process(target=_publish, args=(seed, name, hub, tag, settings), daemon=True)
     process.start()
     return process
+
+
+def start_port(checkpoint: Path, output: Path) -> ForkServerProcess:
+    """Move the weights of `small_model` into another spelling of it, on the command line of another process."""
+    process = CONTEXT.Process(target=_port, args=(str(checkpoint), str(output)), daemon=True)
+    process.start()
+    return process
+
+
+def _port(checkpoint: str, output: str) -> None:
+    import torch
+
+    from pyrosys.cli import main
+
+    torch.set_num_threads(1)
+    models = ("--source", f"{__name__}:source", "--target", f"{__name__}:target", "--inputs", f"{__name__}:inputs")
+    sys.exit(main(["port", checkpoint, *models, "--output", output]))
+
+
+def source() -> Any:
+    """`small_model` with weights that do not matter."""
+    return small_model(7)[0]
+
+
+def target() -> Any:
+    """`small_model` in another spelling."""
+    from torch import nn
+
+    lookup, inner, activation, outer = source()
+    return nn.Sequential(nn.Sequential(lookup, inner), nn.Sequential(activation, outer)).apply(_forget)
+
+
+def _forget(module: Any) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data.zero_()
+
+
+def inputs() -> Any:
+    """What `small_model` takes."""
+    return small_model(0)[1]
 
 
 def small_model(seed: int) -> Any:

@@ -3,6 +3,7 @@
 PYROSYS_KILLS sets the number of random moments at which a process is killed.
 """
 
+import json
 import os
 import random
 import shutil
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from pyrosys.adapters import Plan
 from pyrosys.errors import SourceError
-from pyrosys.hub import fetch
+from pyrosys.hub import fetch, read_weights, write_weights
 from pyrosys.hub.hub_client import LARGE_DIGEST
 from tests.hub.hub_server import Fault, Hub
-from tests.hub.processes import start_fetch
+from tests.hub.processes import inputs, small_model, start_fetch, start_port, target
 
 KILLS = int(os.environ.get("PYROSYS_KILLS", "12"))
 random_bytes = random.Random(0).randbytes
@@ -125,3 +127,35 @@ def test_killed_at_random_moments(kind: str, hub: Hub, cache: Path) -> None:
     assert any(asked.headers.get("range") for asked in hub.asked)
     assert not list(Path(constants.HF_HUB_CACHE).glob("*/blobs/*.incomplete"))
     assert not [path for path in cache.glob("partial/*") if any(path.iterdir())]
+
+
+def test_port_killed_at_random_moments(tmp_path: Path) -> None:
+    model, _ = small_model(0)
+    write_weights(tmp_path / "theirs.safetensors", model.state_dict())
+    moments, start = random.Random(3), time.monotonic()
+    first = start_port(tmp_path / "theirs.safetensors", tmp_path / "first")
+    first.join(60)
+    longest = time.monotonic() - start
+    assert first.exitcode == 0
+
+    def check(output: Path) -> None:
+        ported = target()
+        ported.load_state_dict(read_weights(output / "model.safetensors"))
+        Plan.load(output / "plan.json")
+        json.loads((output / "certificate.json").read_text())
+        assert ported(*inputs()).equal(model(*inputs()))
+
+    killed = 0
+    while killed < KILLS:
+        output = tmp_path / f"ported-{killed}"
+        process = start_port(tmp_path / "theirs.safetensors", output)
+        process.join(moments.uniform(0.0, longest))
+        process.kill()
+        process.join()
+        if output.exists():
+            check(output)
+            shutil.rmtree(output)
+        killed += process.exitcode == -signal.SIGKILL
+    start_port(tmp_path / "theirs.safetensors", tmp_path / "last").join(60)
+    check(tmp_path / "last")
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs.safetensors", "first", "last"}
