@@ -109,9 +109,7 @@ def _operations(structure: Structure, places: list[Place] | None, seen: set[fx.N
     found: Counter[str] = Counter()
     for place in [None] if places is None else places:
         if place is None or place.kind == "contract":
-            nodes = [n for n in region_nodes(structure, place) if n not in seen]
-            seen.update(nodes)
-            found.update(operation(n) for n in nodes)
+            found.update(operation(node) for node in region_nodes(structure, place, seen))
     return found
 
 

@@ -162,14 +162,14 @@ class _Module:
                 continue
             axis = sum(other not in dropped for other in range(d))
             call = "torch.stack" if stacked else "torch.cat"
-            return _listed(call, [part for part in parts if part is not None], axis)
+            return _listed(call, [part for part in parts if part is not None], axis, top=top)
         return None
 
     def _leaf(self, piece: Piece, step: Step, shape: tuple[int, ...], *, own: bool) -> Line:
         """The expression of one piece in a given shape; `own` gives it memory of its own if it is a part of another tensor."""
         if piece.source is None or step.source is None:
             self.helpers.add("precision")
-            dtype = f"torch.promote_types(torch.{self.plan.target[piece.target].dtype}, precision)"
+            dtype = f"torch.promote_types({_dtype(self.plan.target[piece.target].dtype)}, precision)"
             return [*code(f"torch.full({_tuple(shape)}, "), *verbatim(f"{_number(piece.shift)}, dtype={dtype})")]
         line = [*self._read(piece.source), *code(f"{step.source}{step.reorder}")]
         if tuple(step.source.sizes[i] for i in step.order) != shape:
@@ -278,16 +278,19 @@ def _raise(key: str, what: str) -> Line:
     return [*code("\n    raise ValueError("), *name(f"{key!r} {what}."), *code(")")]
 
 
-def _listed(call: str, parts: list[Line], axis: int) -> Line:
-    """A call that joins parts; parts that differ in running numbers only are a loop."""
+def _listed(call: str, parts: list[Line], axis: int, *, top: bool) -> Line:
+    """A call that joins parts; parts that differ in running numbers only are a loop; at the top, long ones have many lines."""
     end = f", dim={axis})" if axis else ")"
     line = fold(parts, "n") if len(parts) > 2 else None
-    if line is not None:
-        return [*code(f"{call}(["), *line, *code(f" for n in range({len(parts)})]"), *code(end)]
-    plain = [*code(f"{call}(["), *_joined(parts), *code("]"), *code(end)]
-    if len(render(plain)) <= _WIDE:
+    loop = code(f" for n in range({len(parts)})")
+    inside = _joined(parts) if line is None else [*line, *loop]
+    plain = [*code(f"{call}(["), *inside, *code("]"), *code(end)]
+    if not top or len(render(plain)) <= _WIDE:
         return plain
-    inner = [token for part in parts for token in [*code("\n        "), *part, *code(",")]]
+    gap = code("\n        ")
+    inner = [token for part in parts for token in (*gap, *part, *code(","))]
+    if line is not None:
+        inner = [*gap, *line, *gap, *code(f"for n in range({len(parts)})")]
     return [*code(f"{call}(\n    ["), *inner, *code("\n    ]"), *code(f",\n    dim={axis},\n)" if axis else "\n)")]
 
 
@@ -297,6 +300,13 @@ def _joined(parts: Sequence[Line]) -> Line:
 
 def _tuple(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _dtype(name: str) -> str:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise PlanError(f"Expected the name of a dtype of torch in the plan, found {name!r}.")
+    return str(found)
 
 
 def _number(value: float) -> str:
@@ -316,6 +326,8 @@ def _constant(tensor: Tensor) -> str:
 
 def _call(node: fx.Node, names: dict[fx.Node, str]) -> str:
     arguments = [_argument(a, names) for a in args_of(node)]
+    if not all(key.isidentifier() for key in node.kwargs):
+        raise PlanError(f"Expected names of arguments of {node.target} in the plan, found {', '.join(node.kwargs)}.")
     arguments += [f"{key}={_argument(value, names)}" for key, value in node.kwargs.items()]
     target = str(node.target)
     if target.startswith("aten."):

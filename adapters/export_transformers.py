@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["conversions", "to_transformers"]
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_TRIED = 1 << 22  # names times patterns up to which the order of renamings is found from every name
+Pair = tuple[str, str]
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+")
 
 
@@ -148,15 +150,16 @@ def _made(rule: Rule) -> Any:
 
 def _rules(plan: "Plan", config: Any) -> list[Rule]:
     """Rules that do what the plan does."""
-    groups = _Solver(plan, config).solved()
+    groups, wrong = _Solver(plan, config).solved(), ""
+    strays = _strays(plan, groups)
+    names = [*strays, *((g.sources[0], g.targets[0]) for g in groups if not g.operations)]
     exact = [rule for group in groups for rule in _exact(group)]
-    stray = _stray(plan, groups)
-    for rules in ([*_general(groups), *stray], [*exact, *stray]):
-        rules = _ordered(rules)
+    exact += [Rule(_escaped([name]), (other,)) for name, other in strays]
+    for rules in (_general(groups, strays), _ordered(exact, names)):
         wrong = _wrong(plan, rules, config)
         if wrong is None:
             return rules
-    raise _refusal(wrong or "?", "the names of the two layouts cannot be told apart by patterns")
+    raise _refusal(wrong, "the names of the two layouts cannot be told apart by patterns")
 
 
 def _refusal(target: str, why: str) -> PlanError:
@@ -166,12 +169,20 @@ def _refusal(target: str, why: str) -> PlanError:
     )
 
 
+def _check_names(target: str, names: Iterable[str]) -> None:
+    """Refuse names that would not stand for themselves in a pattern."""
+    for name in names:
+        if not _PLAIN.fullmatch(name):
+            raise _refusal(target, f"the name {name!r} has characters that mean something in a pattern")
+
+
 class _Solver:
     """Finds the groups of a plan and the operations of each."""
 
     def __init__(self, plan: "Plan", config: Any):
         self.plan = plan
         self.config = config
+        self.state = _Numbered(plan)
         self.known: dict[str, tuple[bool, tuple[Operation, ...]]] = {}
 
     def solved(self) -> list[Group]:
@@ -214,9 +225,7 @@ class _Solver:
                 raise _refusal(target, f"it is computed from {', '.join(self.plan.reads(piece))}")
             if piece.scale != 1.0 or piece.shift != 0.0:
                 raise _refusal(target, f"it is {piece.source!r} times {piece.scale:g} plus {piece.shift:g}")
-        for name in (target, *(p.source or "" for p in self.plan.pieces[target])):
-            if not _PLAIN.fullmatch(name):
-                raise _refusal(target, f"the name {name!r} has characters that mean something in a pattern")
+        _check_names(target, (target, *(p.source or "" for p in self.plan.pieces[target])))
 
     def _solve(self, sources: list[str], targets: list[str]) -> Group:
         plan = self.plan
@@ -235,7 +244,7 @@ class _Solver:
         ):
             patterns = _starred(sources) if written else tuple(sources)
             group = Group(patterns, tuple(targets), tuple(sources), operations)
-            if _gives(plan, [*_exact(group)], group.members, group.targets, self.config):
+            if _gives(plan, _exact(group), self.state, group.members, group.targets, self.config):
                 self.known[signature] = written, operations
                 return group
         more = (
@@ -347,127 +356,131 @@ def _exact(group: Group) -> list[Rule]:
     return [Rule(_escaped(group.sources), group.targets, group.operations)]
 
 
-def _general(groups: list[Group]) -> list[Rule]:
-    """Rules in which the number of a layer is a variable, where several groups differ in it only."""
-    alike: dict[Any, list[Group]] = {}
-    for group in groups:
-        masked = [tuple(_NUMBER.sub("#", n) for n in names) for names in (group.sources, group.targets)]
-        alike.setdefault((*masked, group.operations), []).append(group)
+def _general(groups: list[Group], strays: list[Pair]) -> list[Rule]:
+    """Rules in which numbers of layers are variables, and in which parts that names on both sides share are left out."""
+    pairs: list[Pair] = list(strays)
     rules: list[Rule] = []
-    for members in alike.values():
-        found = _renamings(members) if not members[0].operations else _converters(members)
-        rules += found if found is not None else [rule for group in members for rule in _exact(group)]
+    for group in groups:
+        found = _converter(group) if group.operations else None
+        if found is not None:
+            rules.append(found[0])
+            pairs += found[1]
+        elif group.operations:
+            rules += _exact(group)
+            pairs += [(name, name) for name in group.members]
+        else:
+            pairs.append((group.sources[0], group.targets[0]))
+    return _ordered([*_short(pairs), *dict.fromkeys(rules)], pairs)
+
+
+def _short(pairs: list[Pair]) -> list[Rule]:
+    """Renamings of the shortest beginnings of names that are renamed alike in all names."""
+    known: dict[tuple[str, ...], set[tuple[str, ...] | None]] = {}
+    for source, target in pairs:
+        parts = source.split(".")
+        for length in range(1, len(parts) + 1):
+            head = _heads(source, target, length)
+            known.setdefault(_masked(parts[:length]), set()).add(None if head is None else _masked(head))
+    rules: list[Rule] = []
+    for source, target in pairs:
+        parts = source.split(".")
+        for length in range(1, len(parts) + 1):
+            head = _heads(source, target, length)
+            if head is not None and known[_masked(parts[:length])] == {_masked(head)}:
+                if head != parts[:length]:
+                    rules.append(_beginning(parts[:length], head, length == len(parts)))
+                break
+        else:
+            if source != target:
+                rules.append(Rule(_escaped([source]), (target,)))
     return list(dict.fromkeys(rules))
 
 
-def _renamings(groups: list[Group]) -> list[Rule] | None:
-    """One renaming for several, if the part of the names in which they differ is the same on both sides."""
-    if all(g.sources == g.targets for g in groups):
-        return []
-    if len(groups) == 1:
+def _heads(source: str, target: str, length: int) -> list[str] | None:
+    """What the first parts of a name become, when the rest and the numbers stay."""
+    parts, others = source.split("."), target.split(".")
+    rest = parts[length:]
+    if rest and (others[-len(rest) :] != rest or len(others) == len(rest)):
         return None
-    first = groups[0]
-    source, target = first.sources[0], first.targets[0]
-    for start, end in _spans(source):
-        middle = source[start:end]
-        at = target.find(middle)
-        if at < 0 or not _bounded(target, at, at + len(middle)):
-            continue
-        rule = Rule(
-            (f"^{_dotted(source[:start])}({_any_number(middle)}){_dotted(source[end:])}",),
-            (f"{target[:at]}\\1{target[at + len(middle) :]}",),
-        )
-        pattern = re.compile(rule.sources[0])
-        if all(_renamed(pattern, rule.targets[0], g.sources[0]) == g.targets[0] for g in groups):
-            return [rule]
-    return None
+    head = others[: len(others) - len(rest)]
+    return head if _numbers(parts[:length]) == _numbers(head) else None
 
 
-def _spans(name: str) -> list[tuple[int, int]]:
-    """Where a variable part of a name may begin and end: at numbers; the shortest first."""
-    found = list(_NUMBER.finditer(name))
-    spans = [(a.start(), b.end()) for i, a in enumerate(found) for b in found[i:]]
-    return sorted(spans, key=lambda span: span[1] - span[0])
+def _masked(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple("#" if part.isdecimal() else part for part in parts)
 
 
-def _bounded(text: str, start: int, end: int) -> bool:
-    return (start == 0 or text[start - 1] == ".") and (end == len(text) or text[end] == ".")
+def _numbers(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if part.isdecimal()]
 
 
-def _any_number(middle: str) -> str:
-    return _NUMBER.sub(lambda _: r"\d+", _dotted(middle).replace(r"\.", "\0").replace("\0", ".")).replace(".", r"\.")
+def _beginning(parts: list[str], head: list[str], whole: bool) -> Rule:
+    """The renaming of a beginning; its numbers are a variable, together with what is between them where that stays."""
+    end = "" if whole else "."
+    places = [[i for i, part in enumerate(some) if part.isdecimal()] for some in (parts, head)]
+    if not places[0]:
+        return Rule((f"^{_dotted('.'.join(parts) + end)}",), (".".join(head) + end,))
+    (first, *_), (start, *_) = places
+    last, stop = places[0][-1] + 1, places[1][-1] + 1
+    if _masked(parts[first:last]) != _masked(head[start:stop]):
+        return Rule((f"^{_dotted('.'.join(parts) + end)}",), (".".join(head) + end,))
+    variable = r"\.".join(r"\d+" if part.isdecimal() else part for part in parts[first:last])
+    source = ["", *parts[:first]], ["", *parts[last:]]
+    before, after = "".join(f"{part}." for part in source[0][1:]), "".join(f".{part}" for part in source[1][1:])
+    into = "".join(f"{part}." for part in head[:start]), "".join(f".{part}" for part in head[stop:])
+    return Rule((f"^{_dotted(before)}({variable}){_dotted(after + end)}",), (f"{into[0]}\\1{into[1]}{end}",))
 
 
-def _renamed(pattern: re.Pattern[str], target: str, name: str) -> str | None:
-    match = pattern.fullmatch(name)
-    return None if match is None else target.replace(r"\1", match[1])
-
-
-def _converters(groups: list[Group]) -> list[Rule] | None:
-    """One converter for several, on what follows the number of the layer; with renamings that make what is before it alike."""
-    if len(groups) == 1:
-        return None
-    first = groups[0]
-    cut = [_NUMBER.search(name) for name in (*first.sources, *first.targets)]
-    if any(match is None for match in cut):
-        return None
+def _converter(group: Group) -> tuple[Rule, list[Pair]] | None:
+    """A converter on what follows the number of the layer, with what has to become of its sources' names before."""
+    cut = [_NUMBER.search(name) for name in (*group.sources, *group.targets)]
     places = [match for match in cut if match is not None]
-    befores = [m.string[: m.start()] for m in places]
-    afters = [m.string[m.end() :] for m in places]
-    before, count = befores[len(first.sources)], len(first.sources)
+    if len(places) < len(cut) or len({m[0] for m in places}) > 1:
+        return None
+    count = len(group.sources)
+    befores, afters = [m.string[: m.start()] for m in places], [m.string[m.end() :] for m in places]
     if len(set(befores[count:])) > 1 or not all(after.startswith(".") for after in afters):
         return None
-    for group in groups:
-        numbers = {m[0] for name in (*group.sources, *group.targets) if (m := _NUMBER.search(name))}
-        names = [f"{b}{next(iter(numbers))}{a}" for b, a in zip(befores, afters, strict=True)]
-        if len(numbers) > 1 or names != [*group.sources, *group.targets]:
-            return None
-    rules = [
-        Rule((f"^{_dotted(b)}(\\d+{_followed(a)})",), (f"{before}\\1",))
-        for b, a in zip(befores[:count], afters[:count], strict=True)
-        if b != before
-    ]
+    pairs = []
+    for name in group.members:
+        before = max((b for b in befores[:count] if name.startswith(b)), key=len)
+        pairs.append((name, befores[count] + name[len(before) :]))
     sources = tuple(_dotted(after) for after in afters[:count])
-    return [*rules, Rule(sources, tuple(afters[count:]), first.operations)]
+    return Rule(sources, tuple(afters[count:]), group.operations), pairs
 
 
-def _followed(after: str) -> str:
-    """What follows the number of a layer, as a pattern in a group."""
-    return (
-        _dotted(after).replace("*", r"\d+") if "*" not in after else re.sub(r"\.?\*\.?", r"\\.\\d+\\.", _dotted(after))
-    )
-
-
-def _stray(plan: "Plan", groups: list[Group]) -> list[Rule]:
-    """Renamings for source tensors that the plan does not use and that would be taken for a target's by their name."""
+def _strays(plan: "Plan", groups: list[Group]) -> list[Pair]:
+    """New names for source tensors that the plan does not use and that would be taken for a target's by their name."""
     used = {name for group in groups for name in group.members}
     ties = plan.source_ties.keys() | plan.target_ties.keys()
-    return [
-        Rule(_escaped([n]), (f"unused.{n}",))
-        for n in plan.source
-        if n in plan.target and n not in used and n not in ties
-    ]
+    found = [n for n in plan.source if n in plan.target and n not in used and n not in ties]
+    for name in found:
+        _check_names(name, [name])
+    return [(name, f"unused.{name}") for name in found]
 
 
-def _ordered(rules: list[Rule]) -> list[Rule]:
+def _ordered(rules: list[Rule], pairs: list[Pair]) -> list[Rule]:
     """Renamings so that none renames what another has renamed, where an order does that; then converters."""
     renamings = [r for r in rules if not r.operations]
     patterns = [re.compile(r.sources[0]) for r in renamings]
-    before: dict[int, set[int]] = {}
-    for i, rule in enumerate(renamings):
-        example = rule.targets[0].replace(r"\1", "0")
-        before[i] = {j for j, pattern in enumerate(patterns) if j != i and pattern.search(example)}
-    done: list[int] = []
+    examples = pairs
+    if len(patterns) * len(pairs) > _TRIED:
+        examples = list({_masked(s.split(".")): (s, t) for s, t in pairs}.values())
+    before: list[set[int]] = []
+    for i, pattern in enumerate(patterns):
+        made = [t for s, t in examples if pattern.search(s)]
+        before.append({j for j, other in enumerate(patterns) if j != i and any(other.search(t) for t in made)})
+    done: dict[int, None] = {}
     while len(done) < len(renamings):
-        ready = [i for i in range(len(renamings)) if i not in done and before[i] <= set(done)]
+        ready = [i for i in range(len(renamings)) if i not in done and before[i] <= done.keys()]
         if not ready:
             break
-        done += ready
-    left = [i for i in range(len(renamings)) if i not in done]
+        done.update(dict.fromkeys(ready))
+    left = [renamings[i] for i in range(len(renamings)) if i not in done]
     identity = (
         Operation("Concatenate", (("dim", 0),)),
     )  # only one converter is applied, so that names can change places
-    circle = [dataclasses.replace(renamings[i], operations=identity) for i in left]
+    circle = [dataclasses.replace(rule, operations=identity) for rule in left]
     return [*(renamings[i] for i in done), *circle, *(r for r in rules if r.operations)]
 
 
@@ -477,26 +490,33 @@ def _ordered(rules: list[Rule]) -> list[Rule]:
 def _wrong(plan: "Plan", rules: list[Rule], config: Any) -> str | None:
     """A target tensor that rules do not make as the plan does; None if there is none."""
     found: Counter[str] = Counter()
-    for name, value in _converted(plan, rules, plan.source, config):
+    state = _Numbered(plan)
+    for name, value in _converted(plan, rules, state, plan.source, config):
         found[name] += 1
-        if name in plan.pieces and not _equal(plan, name, value):
+        if name in plan.pieces and not _equal(plan, name, value, state):
             return name
         if name in plan.target and name not in plan.pieces and name not in plan.target_ties:
             return name
     return next((n for n in plan.pieces if found[n] != 1), None)
 
 
-def _gives(plan: "Plan", rules: list[Rule], sources: Sequence[str], targets: Sequence[str], config: Any) -> bool:
+def _gives(
+    plan: "Plan", rules: list[Rule], state: "_Numbered", sources: Sequence[str], targets: Sequence[str], config: Any
+) -> bool:
     """Whether rules make these targets of these sources."""
     try:
-        made = dict(_converted(plan, rules, sources, config))
+        made = dict(_converted(plan, rules, state, sources, config))
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
         return False  # the operations do not take such tensors
-    return made.keys() == set(targets) and all(_equal(plan, n, v) for n, v in made.items())
+    return made.keys() == set(targets) and all(_equal(plan, n, v, state) for n, v in made.items())
 
 
-def _equal(plan: "Plan", name: str, value: Tensor) -> bool:
-    return torch.equal(value, plan.tensor(name, _Numbered(plan)))
+def _equal(plan: "Plan", name: str, value: Tensor, state: "_Numbered") -> bool:
+    """Whether a tensor made of numbered sources holds the elements that the plan puts there."""
+    wanted = torch.empty(plan.target[name].shape, dtype=value.dtype)
+    for piece in plan.pieces[name]:
+        piece.run(wanted, state[piece.source or ""])
+    return torch.equal(value, wanted)
 
 
 class _Numbered(Mapping[str, Tensor]):
@@ -518,14 +538,15 @@ class _Numbered(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def _converted(plan: "Plan", rules: list[Rule], sources: Iterable[str], config: Any) -> Iterator[tuple[str, Tensor]]:
+def _converted(
+    plan: "Plan", rules: list[Rule], state: "_Numbered", sources: Iterable[str], config: Any
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the library would load, by its name in the target, from numbered sources."""
     library = _library()
     entries = [_made(rule) for rule in rules]
     renamings = [e for e in entries if isinstance(e, library.WeightRenaming)]
     converters = [e for e in entries if isinstance(e, library.WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    state = _Numbered(plan)
     waiting: dict[str, Any] = {}
     for key in sorted(sources, key=library.dot_natural_key):
         renamed, pattern = library.rename_source_key(key, renamings, converters)

@@ -243,10 +243,16 @@ def region(structure: Structure, place: Place | None) -> Counter[str]:
     return Counter(operation(node) for node in region_nodes(structure, place))
 
 
-def region_nodes(structure: Structure, place: Place | None) -> list[fx.Node]:
-    """Nodes on the way from the contractions before to a place, or to the outputs, in order; views are left out."""
+def region_nodes(structure: Structure, place: Place | None, seen: set[fx.Node] | None = None) -> list[fx.Node]:
+    """Nodes on the way from the contractions before to a place, or to the outputs, in order; views are left out.
+
+    Args:
+        structure: the model.
+        place: None for the outputs.
+        seen: nodes that were on the way to other places and are left out; the nodes on this way are added.
+    """
     stack = list(structure.capture.outputs) if place is None else [structure.role[place.node][1].data]
-    seen: set[fx.Node] = set()
+    seen = set[fx.Node]() if seen is None else seen
     found: list[fx.Node] = []
     while stack:
         node = stack.pop()

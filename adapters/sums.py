@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from pyrosys.adapters.capture import Capture
 from pyrosys.adapters.contraction import Contraction
@@ -232,7 +233,7 @@ class _Joiner:
         if shape != term.shape:
             node = self.call(aten.expand.default, (node, list(term.shape)), term.shape, total)
         for move in term.path:
-            args = fx.node.map_arg(move.args, lambda _, node=node: node)
+            args = map_arg(move.args, lambda _, node=node: node)
             node = self.call(move.target, args, _shape(move), move)
         return node
 
@@ -251,12 +252,10 @@ class _Joiner:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    return (
-        node.target is aten.add.Tensor
-        and node.kwargs.get("alpha", 1) == 1
-        and all(isinstance(a, fx.Node) for a in args_of(node)[:2])
-        and args_of(node)[0] is not args_of(node)[1]
-    )
+    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
+        return False
+    a, b = args_of(node)[:2]
+    return isinstance(a, fx.Node) and isinstance(b, fx.Node) and a is not b
 
 
 def _moves(node: fx.Node) -> bool:

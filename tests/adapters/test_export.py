@@ -208,6 +208,31 @@ def test_names_cannot_become_code(key: str) -> None:
     assert same(run(text, state), plan.apply(state))
 
 
+def test_what_a_plan_from_elsewhere_says_cannot_become_code() -> None:
+    convert, shapes = CONVERSIONS["padded"]
+    data = read_off(convert, **shapes)[0].to_json()
+    data["target"]["b"][1] = "float32, dtype=print(1)"
+    with pytest.raises(PlanError, match="dtype of torch"):
+        Plan.from_json(data).export("python")
+    plan = read_off(lambda s: {"b": s["a"]}, a=(2,))[0].to_json()
+    evil = '"""\n    raise SystemExit  # \\'
+    plan["kept"], plan["target"][evil] = [evil], [[2], "float32"]
+    text = Plan.from_json(plan).export("python")
+    assert same(run(text, {"a": torch.zeros(2)}), {"b": torch.zeros(2)})
+    plan["source"][evil], plan["kept"] = [[2], "float32"], []
+    with pytest.raises(PlanError, match="mean something in a pattern"):
+        Plan.from_json(plan).export("transformers")
+
+
+def test_arguments_of_a_recorded_operation_cannot_become_code() -> None:
+    source, target = Normed(), nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    data = pyrosys.match(source, target, (torch.randn(5, 4),)).to_json()
+    call = next(entry for entry in next(iter(data["computed"].values())) if "call" in entry)
+    call["kwargs"] = {"dict": {"x=print(1), y": 1}}
+    with pytest.raises(PlanError, match="names of arguments"):
+        Plan.from_json(data).export("python")
+
+
 def test_an_unknown_form_is_refused(tmp_path: Path) -> None:
     plan, _ = read_off(layers, **LAYERS)
     with pytest.raises(InputError, match="'python' or 'transformers'"):

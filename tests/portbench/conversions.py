@@ -6,7 +6,7 @@ elements a plan is read (`Plan.from_function`), turned round, and exported as re
 load the same checkpoint: they agree if every tensor is equal. Both are then tried on a model with another width and one layer
 more, which the exported mapping has never seen.
 
-    python -m tests.portbench.conversions [TYPE ...] [--table]
+    python -m tests.portbench.conversions [TYPE ...] [--write-docs]
 """
 
 import argparse
@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,6 +33,42 @@ from pyrosys.errors import PlanError
 
 __all__ = ["Outcome", "compare", "types"]
 
+DOCUMENT = Path(__file__).parents[2] / ".github" / "docs" / "conversions.md"
+PAGE = """\
+# Mappings of transformers, regenerated
+
+`transformers` loads checkpoints of older or foreign layouts by mappings that are written by hand for each type of model. This
+page compares them with mappings that were made by machine. It is written by
+
+```sh
+python -m tests.portbench.conversions --write-docs
+```
+
+For each type of model with a mapping, a small model with random weights is made. The hand-written mapping, run backwards,
+puts numbered elements into the layout of published checkpoints. From that the plan is read (`pyrosys.Plan.from_function`),
+turned round, and exported (`plan.export("transformers")`). Both mappings then load one checkpoint. They agree if every tensor
+is equal, bit by bit, to that of the model that was saved. Both are tried again on a model with one layer more and another
+width, which the exported mapping has not seen.
+
+What this shows: a plan can be written as renamings and converters, with patterns that hold for other depths, and such a
+mapping need not be written by hand once there is one example of what it has to do. What it does not show: that the layout of
+a checkpoint is found without such an example. A checkpoint has no code to read a structure from; here, the hand-written
+mapping is the example.
+
+With transformers {version}: {types} types of models have a mapping; {tried} could be built in a small size and are changed by
+it ({unbuilt} could not be built, {quiet} are saved as they are).
+
+| outcome | types |
+|---|---|
+| the two mappings agree | {agree} |
+| and also at another size | {larger} |
+| refused: operations of the library do not express the plan in the patterns that are tried | {refused} |
+| the two mappings differ | {differs} |
+
+| type | class | outcome | rules |
+|---|---|---|---|
+{rows}
+"""
 LARGEST = 60_000_000  # parameters of a small model
 SECONDS = 120
 
@@ -274,6 +311,32 @@ def mapped(kind: str, name: str, model: Any, theirs: list[Any]) -> Outcome:
     return Outcome(kind, name, "equal, also at another size" if same else "equal", counts)
 
 
+def page(outcomes: list[Outcome]) -> str:
+    """The page of the documentation that has all outcomes."""
+    import transformers
+
+    counts = Counter(outcome.result for outcome in outcomes)
+    tried = [o for o in outcomes if o.result not in ("not built", "nothing to do")]
+    agree = counts["equal"] + counts["equal, also at another size"]
+    rows = [
+        f"| {o.type} | `{o.model}` | {o.result} | {o.detail if o.result.startswith('equal') else ''} |"
+        for o in outcomes
+        if o in tried
+    ]
+    return PAGE.format(
+        version=transformers.__version__,
+        types=len(outcomes),
+        tried=len(tried),
+        agree=agree,
+        larger=counts["equal, also at another size"],
+        refused=counts["refused"],
+        differs=counts["differs"],
+        unbuilt=counts["not built"],
+        quiet=counts["nothing to do"],
+        rows="\n".join(rows),
+    )
+
+
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
     """Stop what takes too long."""
@@ -293,7 +356,10 @@ def main() -> int:
     """Compare all types, or those that are named, and print what came of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="types of models (default: all that have a mapping)")
+    parser.add_argument("--write-docs", action="store_true", help=f"write {DOCUMENT.name} of the documentation")
     options = parser.parse_args()
+    if options.write_docs and options.types:
+        parser.error("--write-docs needs the results of all types; name none")
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     every = types()
@@ -306,6 +372,8 @@ def main() -> int:
             outcome = Outcome(kind, every[kind][0], "not built", str(error))
         outcomes.append(outcome)
         print(f"{outcome.type:28} {outcome.model:44} {outcome.result:28} {outcome.detail}", flush=True)
+    if options.write_docs:
+        DOCUMENT.write_text(page(outcomes), encoding="utf-8")
     counts = Counter(outcome.result for outcome in outcomes)
     print(", ".join(f"{count} {result}" for result, count in counts.most_common()))
     return 1 if counts["differs"] else 0

@@ -21,6 +21,9 @@ class Attention(nn.Module):
     features of a head that turn together are half a head apart, or neighbours.
     """
 
+    frequency: Tensor
+    slope: Tensor | None
+
     def __init__(
         self, spelling: Spelling, path: str, spec: specs.Attention, width: int, gain: bool, pairs: int
     ) -> None:
@@ -184,6 +187,11 @@ class FeedForward(nn.Module):
 class FrozenNorm(nn.Module):
     """Batch norm of the last axis with its statistics in parameters or buffers."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, spelling: Spelling, path: str, width: int) -> None:
         super().__init__()
         values = spelling.values
@@ -201,9 +209,7 @@ class FrozenNorm(nn.Module):
                 self.register_parameter(name, parameter(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias, mean, variance = (
-            getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")
-        )
+        weight, bias, mean, variance = self.weight, self.bias, self.running_mean, self.running_var
         if self.way == "library":
             flat = x.reshape(-1, x.shape[-1])
             return F.batch_norm(flat, mean, variance, weight, bias).reshape(x.shape)
@@ -242,7 +248,6 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, given: Given) -> Tensor:
         spec = self.spec
-        assert self.weight is not None
         beyond, step = spec.dilation * (spec.kernel - 1), spec.dilation
         before = beyond if spec.padding == "past" else beyond // 2
         mode = "replicate" if spec.padding == "copies" else "constant"

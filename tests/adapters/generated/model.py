@@ -118,7 +118,6 @@ class Flat(nn.Module):
             self.register_buffer(flat, original.get_buffer(name), persistent=name in saved)
 
     def forward(self, *inputs: Any) -> Any:
-        assert self.vector is not None
         parts = self.vector.split([shape.numel() for shape in self.shapes.values()])
         views = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
         tensors = {name: views[first] for name, first in self.aliases.items()}
@@ -162,7 +161,8 @@ class Model(nn.Module):
         self.spec, choose, values, width = spec, spelling.choose, spelling.values, spec.width
         self.letters, self.columns = torch.arange(VOCABULARY), torch.arange(FEATURES)
         self.padded = self.offset = 0
-        self.table = self.places = self.stem_norm = self.stem = None
+        self.table = self.places = self.stem_norm = None
+        self.stem: Any = None
         if spec.stem == "tokens":
             if choose("alphabet", "same", "same", "same", "another") == "another":
                 self.letters = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(3))
@@ -194,7 +194,6 @@ class Model(nn.Module):
         self.head_table = self.head_bias = None
         if spec.tied:
             table = values.table("embedding", VOCABULARY, width)
-            assert self.table is not None
             self.head_table = self.table if self.tied else parameter(self.alphabet(table))
             if spec.head_bias:
                 self.head_bias = parameter(self.alphabet(values.bias("head bias", VOCABULARY)[:, None])[:, 0])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from tests.adapters.generated.spec import Norm
 from tests.adapters.generated.spelling import Spelling
 
 __all__ = ["Part", "activation", "linear", "maps", "norm", "parameter"]
+
+
+@overload
+def parameter(value: Tensor) -> nn.Parameter: ...
+
+
+@overload
+def parameter(value: None) -> None: ...
 
 
 def parameter(value: Tensor | None) -> nn.Parameter | None:
@@ -58,14 +66,13 @@ class Linear(nn.Module):
             case "convolution":
                 return F.conv1d(flat.t()[None], self.weight, self.bias)[0].t().reshape(*x.shape[:-1], -1)
             case "columns apart":
-                assert self.first is not None
-                assert self.second is not None
                 width = self.first.shape[1]
                 y = F.linear(x[..., :width], self.first) + F.linear(x[..., width:], self.second)
             case "rows apart":
                 y = torch.cat([F.linear(x, part) for part in self.parts], -1)
             case "weight norm":
-                return F.linear(x, torch._weight_norm(self.direction, self.length, 0), self.bias)
+                lengths = self.direction.norm(dim=1, keepdim=True)
+                return F.linear(x, self.direction * (self.length / lengths), self.bias)
             case "low rank":
                 y = F.linear(x, self.weight) + 0.5 * F.linear(F.linear(x, self.down), self.up)
             case _:
@@ -92,7 +99,6 @@ class Scaled(nn.Module):
         self.inner, self.gain = inner, parameter(gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.gain is not None
         return self.inner(x) * self.gain
 
 
@@ -227,7 +233,6 @@ class Normalised(nn.Module):
         self.gain, self.bias = parameter(gain - 1 if way == "less one" else gain), parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.gain is not None
         eps, layer = self.spec.eps, self.spec.kind == "layer"
         if self.way == "library":
             if layer:
