@@ -348,7 +348,7 @@ def _entries() -> dict[str, dict[str, Any]]:
     """Every model's card, with what its family shares; a name of the zoo stands for nothing else."""
     from pyrosys.own_catalogue import read
 
-    return {**read(), **_zoo()}
+    return {**read(), **_packaged(), **_zoo()}
 
 
 @functools.cache
@@ -356,6 +356,13 @@ def _zoo() -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(CARDS.parent.glob("*.json")):
         entries |= read_family(path)
+    return entries
+
+
+@functools.cache
+def _packaged() -> dict[str, dict[str, Any]]:
+    """The published entries that come with the package."""
+    entries: dict[str, dict[str, Any]] = {}
     for path in sorted(ENTRIES.glob("*.json")):
         found = read_family(path)
         for source in (source for entry in found.values() for source in entry["sources"]):

@@ -43,9 +43,11 @@ def _train(options: argparse.Namespace) -> None:
     configuration = Configuration.read(options.configuration, options.changes)
     task, data = configuration.build()
     result = configuration.trainer.fit(task, data, resume=options.resume)
+    about = dataclasses.asdict(configuration.entry)
     entries = task.publish(
         result.directory,
-        **dataclasses.asdict(configuration.entry),
+        f"entries/{about.pop('name')}",
+        **about,
         provenance={"settings": task.settings(), "data": data.settings(), "validation": result.validation},
     )
     facts = {**dataclasses.asdict(result), "directory": str(result.directory), "entries": entries}

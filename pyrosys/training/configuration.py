@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ class Publication:
     """What to say of the trained model in its entry.
 
     Args:
-        name: What the entry is called.
+        name: What its folder is called, in ``entries`` of the run's directory.
         weights_licence: The licence of the weights.
         description: What a reader should know.
     """
@@ -197,6 +198,10 @@ class Publication:
     name: str = "model"
     weights_licence: str | None = None
     description: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name, re.ASCII):
+            raise InputError(f"Expected letters, digits, dots and dashes in the name of an entry, found {self.name!r}.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pyrosys.errors import MissingExtra, PyrosysError, TrainingError
@@ -29,7 +30,8 @@ def run_on_ray(trainer: Trainer, task: Task, data: DataModule) -> None:
             raise MissingExtra.needed("train", error) from error
         runs = TorchTrainer(
             _work,
-            train_loop_config={"trainer": trainer, "task": task, "data": data},
+            # Workers have other current directories.
+            train_loop_config={"trainer": replace(trainer, directory=trainer.path), "task": task, "data": data},
             scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=trainer.accelerator == "gpu"),
             run_config=RunConfig(storage_path=str(trainer.path), name="ray"),
         )

@@ -132,7 +132,7 @@ class SupervisedTask(Task):
             predictions.append((prediction if self.classes is None else prediction.softmax(-1)).cpu())
         return predictions
 
-    def publish(self, hub: str | Path, name: str = "model", **about: Any) -> list[str]:
+    def publish(self, hub: str | Path, name: str = "entries/model", **about: Any) -> list[str]:
         """Publish the model, and the head as an entry of its own, called ``<name>-head``."""
         (tokens,) = example_inputs(self.model)
         example = self.model.encode(tokens).detach()

@@ -69,12 +69,12 @@ class Task(pl.LightningModule, ABC):
         """The model with what was trained merged into its own parameters, as it was before but for their values."""
         return self.tuning.merge(self.model)
 
-    def publish(self, hub: str | Path, name: str = "model", **about: Any) -> list[str]:
+    def publish(self, hub: str | Path, name: str = "entries/model", **about: Any) -> list[str]:
         """Publish the trained model to a directory or hub.
 
         Args:
             hub: The directory or the address of the hub.
-            name: What the entry is called.
+            name: What the entry is called: ``organisation/name``, in a directory the folder in it.
             about: What to say of it, as `pyrosys.publish` takes it.
 
         Returns:

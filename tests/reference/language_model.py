@@ -36,7 +36,7 @@ def main() -> None:
     dataset = Dataset(BUILD / "proteins")
     splits, names = dataset.codes("split")
     train, test = (read(dataset, np.flatnonzero(splits == names.index(name))) for name in ("train", "test"))
-    model = pyrosys.load(BUILD / "run" / NAME)
+    model = pyrosys.load(BUILD / "run" / "entries" / NAME)
     assert isinstance(model, MaskedLanguageModel)
     perplexities = {"language model": masked_perplexity(model, test), "unigram": ngram_perplexity(train, test, ())}
     for label, places in {"preceding": BEFORE, "surrounding": BETWEEN}.items():
@@ -126,8 +126,8 @@ def publish(model: MaskedLanguageModel[Any], dataset: Dataset, perplexities: dic
     )
     published = pyrosys.publish(
         model,
-        NAME,
-        hub=ENTRIES,
+        f"{ENTRIES.name}/{NAME}",
+        hub=ENTRIES.parent,
         weights_licence="Apache-2.0",
         code_licence="Apache-2.0",
         description=description,

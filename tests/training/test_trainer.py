@@ -102,8 +102,11 @@ def test_two_processes_take_the_steps_of_one_that_has_the_batches_of_both(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_ray_with_one_worker_takes_the_steps_of_lightning(proteins: Path, whole: Path, tmp_path: Path) -> None:
-    run(tmp_path, data(proteins), backend="ray")
+def test_ray_with_one_worker_takes_the_steps_of_lightning(
+    proteins: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # workers have other current directories
+    run(Path(), data(proteins), backend="ray")
     for ours, theirs in zip(history(tmp_path), history(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
 
