@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrosys.errors import PyrosysError
+from tests.adapters.generated.__main__ import made
 from tests.adapters.generated.case import OTHER, SAME, composition, mutation
 
 decisions = st.randoms(use_true_random=False)
@@ -29,9 +30,16 @@ def test_a_mutation_is_another_function(random: Random) -> None:
 
 
 @given(decisions)
-@settings(sample, max_examples=8)
-def test_weights_move_between_spellings(random: Random) -> None:
-    assert composition(random).ported() < SAME
+@settings(sample, max_examples=5)
+def test_no_weights_go_wrong(random: Random) -> None:
+    """Of spellings as unusual as can be, some are refused."""
+    outcome, message = composition(random).outcome()
+    assert outcome in ("exact", "refused"), message
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_weights_move_between_spellings(number: int) -> None:
+    assert made("composition", 0, number).ported() < SAME
 
 
 @given(decisions)
