@@ -57,9 +57,10 @@ def load_with_safetensors(options: argparse.Namespace) -> nn.Module:
 def measure(options: argparse.Namespace) -> None:
     """Load once, read every weight once, and print what it took."""
     torch.set_num_threads(1)
+    load = pyrosys.load  # imports what it needs; the other's imports are above
     before = memory("VmRSS")
     start = time.perf_counter()
-    model = pyrosys.load(options.entry) if options.measure == "pyrosys" else load_with_safetensors(options)
+    model = load(options.entry) if options.measure == "pyrosys" else load_with_safetensors(options)
     loaded = time.perf_counter()
     for tensor in model.state_dict().values():
         tensor.sum()
