@@ -36,11 +36,11 @@ def _name(facts: dict[str, str]) -> str:
 
 @functools.cache
 def _source_digest() -> str:
-    """The digest of PyroSys' own source."""
+    """The digest of PyroSys' own source, as far as models and what compares them are concerned."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for folder in (package, package / "zoo", package / "adapters"):  # the last two may be links
-        for path in sorted(folder.rglob("*.py")):
+    for folder in (package, *(package / name for name in ("adapters", "hub", "modules", "zoo"))):
+        for path in sorted(folder.glob("*.py")):
             digest.update(f"{path.relative_to(package)}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
