@@ -26,7 +26,7 @@ from pyrosys.entry import CONFIG, PROBE, README, STRUCTURE, Entry, Probe, is_web
 from pyrosys.errors import InputError, PublishError, PyrosysError, WeightsError
 from pyrosys.hub import check_finite, read_weights, tensor_digest, write_weights
 from pyrosys.hub.cache import Cache
-from pyrosys.hub.directory import move_entry, present_entry, staging
+from pyrosys.hub.directory import move_entry, present_entry, staging, tidy
 from pyrosys.hub.files import replacing, require_space
 from pyrosys.hub.manifest import MANIFEST, manifest_digest, write_manifest
 from pyrosys.hub.model_card import ModelCard
@@ -138,7 +138,10 @@ def publish(
         raise InputError(f"Expected a name as organisation/name, of letters, digits, dots, dashes, found {name!r}.")
     directory = None if hub is None or is_web_address(hub) else Path(hub).expanduser()
     with staging(directory or Cache().root / "publishing") as staged:
-        parent = present_entry(directory / name) if directory is not None else None
+        parent = None
+        if directory is not None:
+            tidy(directory / name)
+            parent = present_entry(directory / name)
         card, unreached = _write(
             staged,
             model,

@@ -12,7 +12,7 @@ from pyrosys.errors import PublishError
 from pyrosys.hub.files import flush
 from pyrosys.hub.manifest import MANIFEST, manifest_digest
 
-__all__ = ["move_entry", "present_entry", "staging"]
+__all__ = ["move_entry", "present_entry", "staging", "tidy"]
 
 
 @contextmanager
@@ -32,6 +32,16 @@ def staging(parent: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def tidy(place: Path) -> None:
+    """Finish what a process that was killed while it replaced an entry has left undone."""
+    for leftover in place.parent.glob(f".{place.name}.old-*"):
+        with FileLock(place.parent / f".{place.name}.lock"):
+            if place.exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif leftover.exists():  # it was killed between the two moves
+                leftover.rename(place)
 
 
 def present_entry(place: Path) -> str | None:
@@ -65,11 +75,6 @@ def move_entry(staged: Path, place: Path, parent: str | None) -> None:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.parent / f".{place.name}.lock"):
-        for leftover in place.parent.glob(f".{place.name}.old-*"):
-            if place.exists():
-                shutil.rmtree(leftover)
-            else:  # a process was killed between the two moves
-                leftover.rename(place)
         if present_entry(place) != parent:
             raise PublishError(
                 f"Expected the entry at {place} to be as it was when this began; another process has published meanwhile. "
