@@ -3,7 +3,7 @@
 # make check   ruff, pyright and the docs build, then the tests: what continuous integration runs
 # make docs    build the documentation into build/docs
 # make bench   run the benchmarks
-# make train-default   train the language model that comes with the package again, in about an hour
+# make train-default   train the language model that comes with the package again, in a quarter of an hour
 # make portbench   port weights between the packages of .github/portbench.txt; OPTIONS='--help' says how
 # make generated   port generated models between spellings, hundreds of them; OPTIONS='--help' says how
 # make cards   compute zoo/cards, the plans for published weights, from the reference implementations
