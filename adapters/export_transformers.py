@@ -524,8 +524,8 @@ class _Numbered(Mapping[str, Tensor]):
 
     def __init__(self, plan: "Plan"):
         self.shapes = {name: torch.Size(spec.shape) for name, spec in plan.source.items()}
-        sizes = itertools.accumulate((shape.numel() for shape in self.shapes.values()), initial=1)
-        self.first = dict(zip(self.shapes, sizes, strict=False))
+        *starts, _ = itertools.accumulate((shape.numel() for shape in self.shapes.values()), initial=1)
+        self.first = dict(zip(self.shapes, starts, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
         first, shape = self.first[name], self.shapes[name]

@@ -9,6 +9,7 @@ Four kinds cover the core set; anything else is taken to depend on everything, w
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -458,10 +459,9 @@ def _layout_backward(node: fx.Node, reach: Any, value: Callable[[fx.Node], Any],
             index[argument] = x
     moved = layout_result(node, lambda a: index[a])
     flat = torch.zeros(offset, dtype=torch.float64)
+    several = isinstance(moved, (tuple, list))
     # A tuple of parts may end early: parts that nothing reads are not reached.
-    for numbers, part in zip(
-        *((moved, reach) if isinstance(moved, (tuple, list)) else ([moved], [reach])), strict=False
-    ):
+    for numbers, part in itertools.zip_longest(moved, reach) if several else [(moved, reach)]:
         if part is not None:
             flat.scatter_reduce_(0, numbers.reshape(-1), part.reshape(-1), "amax")
     top = float(flat.max())

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["Loop", "Token", "code", "fold", "folded_lines", "name", "render", "verbatim"]
 
+VARIABLES = "ijk"  # of loops, the outermost first
+
 
 @dataclasses.dataclass(frozen=True)
 class Token:
@@ -133,7 +135,7 @@ class Loop:
     def __str__(self) -> str:
         heads = [
             f"{'    ' * depth}for {v} in range({n}):"
-            for depth, (v, n) in enumerate(zip("ijk", self.ranges, strict=False))
+            for depth, (v, n) in enumerate(zip(VARIABLES[: len(self.ranges)], self.ranges, strict=True))
         ]
         indent = "    " * len(self.ranges)
         body = [f"{indent}{part}" for line in self.lines for part in render(line).split("\n")]
@@ -147,7 +149,7 @@ def folded_lines(lines: Sequence[Line]) -> list[Loop]:
         groups.setdefault(_skeleton(line), []).append(line)
     loops: list[Loop] = []
     for members in groups.values():
-        found = _grid(members, "ijk") if len(members) > 1 else None
+        found = _grid(members, VARIABLES) if len(members) > 1 else None
         made = [((), line) for line in members] if found is None else [found]
         for ranges, line in made:
             if loops and loops[-1].ranges == ranges:

@@ -16,7 +16,7 @@ from pyrosys.analysis.statistics import Summary
 __all__ = ["figures", "plot_attention_maps"]
 
 MOST_LABELS = 40  # names along an axis that can still be read
-COLOURS = ("tab:blue", "tab:orange")
+COLOURS = ("tab:blue", "tab:orange")  # of the one or two models
 
 
 def figures(found: Analysis | Comparison) -> Iterator[tuple[str, str, Figure]]:
@@ -66,7 +66,7 @@ def _plot_summaries(summaries: Mapping[str, Mapping[str, Summary]]) -> Figure:
     names = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
     figure = Figure(figsize=(10, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for (side, summary), colour in zip(summaries.items(), COLOURS, strict=False):
+    for (side, summary), colour in zip(summaries.items(), COLOURS[: len(summaries)], strict=True):
         places = [place for place, name in enumerate(names) if name in summary]
         style = {"color": colour, "label": _plain(side), "marker": ".", "linestyle": "none"}
         top.plot(places, [summary[names[place]].mean for place in places], **style)
@@ -100,7 +100,7 @@ def _plot_calibration(sides: Sequence[Analysis]) -> Figure:
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    for side, colour in zip(sides, COLOURS, strict=False):
+    for side, colour in zip(sides, COLOURS[: len(sides)], strict=True):
         found = side.calibration
         if found is not None and found.count:
             filled = [bin for bin, count in enumerate(found.counts) if count]

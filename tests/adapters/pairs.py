@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.adapters import twins
 from tests.adapters.transformer import BERT, ESM, GPT, LLAMA, Form, Transformer
-from tests.adapters.twins import WIDTH, Called, randomise
+from tests.adapters.twins import WIDTH, Called, exchanged, randomise
 
 __all__ = ["PAIRS", "Pair"]
 
@@ -57,16 +57,7 @@ class Pair:
     @property
     def reverse(self) -> "Pair":
         """The pair with the target for the source."""
-        return replace(
-            self,
-            name=f"{self.name}, reversed",
-            source=self.target,
-            target=self.source,
-            inputs=self.target_inputs or self.inputs,
-            target_inputs=self.target_inputs and self.inputs,
-            source_output=self.target_output,
-            target_output=self.source_output,
-        )
+        return replace(self, **exchanged(self))
 
 
 def draw(make: Callable[..., nn.Module], *args: Any, seed: int = 1, **kwargs: Any) -> Make:

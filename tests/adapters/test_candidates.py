@@ -44,7 +44,7 @@ class Sum(nn.Module):
 
 def nameless(state: dict[str, Tensor]) -> dict[str, Tensor]:
     names = ["qo", "ba", "zu", "ki", "re", "mo"]
-    return {name: tensor.clone() for name, tensor in zip(names, state.values(), strict=False)}
+    return {name: tensor.clone() for name, tensor in zip(names[: len(state)], state.values(), strict=True)}
 
 
 def bert(seed: int) -> nn.Module:

@@ -18,6 +18,19 @@ from torch.nn import functional as F
 WIDTH, HIDDEN, OUT = 12, 20, 7
 
 
+def exchanged(pair: Any) -> dict[str, Any]:
+    """What changes about a pair of models when its target is taken for the source."""
+    return {
+        "name": f"{pair.name}, reversed",
+        "source": pair.target,
+        "target": pair.source,
+        "inputs": pair.target_inputs or pair.inputs,
+        "target_inputs": pair.target_inputs and pair.inputs,
+        "source_output": pair.target_output,
+        "target_output": pair.source_output,
+    }
+
+
 def randomise(model: nn.Module, seed: int) -> nn.Module:
     """Draw every parameter and running statistic at random, norms and biases included, and switch to inference."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.adapters.twins import Called, randomise
+from tests.adapters.twins import Called, exchanged, randomise
 
 __all__ = ["Make", "Pair", "Probe", "built", "drawn", "hugging_face", "noise", "resolve"]
 
@@ -57,18 +57,7 @@ class Pair:
     @property
     def reverse(self) -> "Pair":
         """The pair with the target for the source."""
-        return replace(
-            self,
-            name=f"{self.name}, reversed",
-            source=self.target,
-            target=self.source,
-            inputs=self.target_inputs or self.inputs,
-            target_inputs=self.target_inputs and self.inputs,
-            source_output=self.target_output,
-            target_output=self.source_output,
-            same=self.same and not self.one_way,
-            one_way=False,
-        )
+        return replace(self, **exchanged(self), same=self.same and not self.one_way, one_way=False)
 
 
 def drawn(
