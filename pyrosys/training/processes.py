@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed import destroy_process_group, is_initialized
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from pyrosys.errors import PyrosysError, TrainingError
@@ -46,6 +47,10 @@ def _work(rank: int, run: bytes, workers: int, port: int, errors: Any) -> None:
     except PyrosysError as error:
         errors.put(error)
         raise
+    finally:
+        # Or threads of Gloo outlive the interpreter, and now and then one of them aborts a process that has done its work.
+        if is_initialized():
+            destroy_process_group()
 
 
 def _free_port() -> int:
