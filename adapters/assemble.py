@@ -6,6 +6,7 @@ gains pair by colour alone. A target bias without any counterpart is zero, a gai
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,6 +16,7 @@ from pyrosys.adapters.affine import chain_behind, transfer
 from pyrosys.adapters.colour import DEAD, Colouring, mix
 from pyrosys.adapters.contraction import Contraction
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
+from pyrosys.adapters.operations import NONE
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import order_by_group, rank_within
@@ -61,25 +63,26 @@ class Assembly:
     computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     wanted: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
-    extra: "Extra" = list
 
 
-Extra = Callable[[], list[tuple[Colouring, Colouring]]]
+Extra = Callable[[int], list[tuple[Colouring, Colouring]]]
 
 
-def assemble(source: Colouring, target: Colouring, extra: Extra = list) -> Assembly:
+def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
     """Pair the places of two models that were refined in step.
 
     Args:
         source, target: both models under final colours, just run.
-        extra: gives both models on further probes, asked for only when contracted positions meet equal data.
+        extra: gives both models on further probes (0), and on the first one under other made-up numbers (1, 2, …); asked for
+            only when contracted positions meet equal data.
     """
-    found = Assembly(extra=extra)
+    found = Assembly()
+    extra = functools.cache(extra)
     used: set[Place] = set()
     index = _Index(source)
     for place in target.structure.places:
         if place.kind == "contract":
-            used |= _contraction(place, index, source, target, found)
+            used |= _contraction(place, index, source, target, found, extra)
         elif place.kind == "look up":
             used |= _look_up(place, index, source, target, found)
         elif place not in found.settled:
@@ -147,7 +150,9 @@ class _Index:
 # Contractions
 
 
-def _contraction(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+def _contraction(
+    place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly, extra: Extra
+) -> set[Place]:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
     contracted = _contracted(geometry)
@@ -156,12 +161,7 @@ def _contraction(place: Place, index: _Index, source: Colouring, target: Colouri
     for number, (mine, theirs) in index.pairs("contract", colours).items():
         other_place = index.places[number]
         other: Contraction = source.structure.role[other_place.node][1]
-        links = _contracted_links([(target, source)], place, mine, other_place, theirs)
-        if links is not None and len(links[2]):
-            more = _contracted_links(
-                [(target, source), *((t, s) for s, t in found.extra())], place, mine, other_place, theirs
-            )
-            links = more if more is not None else links
+        links = _links((target, source), place, mine, other_place, theirs, extra)
         if links is None:
             continue
         mine_k, theirs_k, ambiguous = links
@@ -261,6 +261,26 @@ def constant_piece(name: str, offset: int, lines: list[Tensor], value: float) ->
     return Piece(name, None, offset, 0, tuple(axes), 0.0, value).simplified()
 
 
+def _links(
+    sides: tuple[Colouring, Colouring], place: Place, mine: Tensor, other_place: Place, theirs: Tensor, extra: Extra
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`_contracted_links` on as many probes, and then under as many made-up numbers, as it takes to tell all positions apart."""
+    probes = [sides]
+    links = _contracted_links(probes, place, mine, other_place, theirs)
+    for number in range(_FURTHER):
+        if links is None or not len(links[2]):
+            break
+        if number and not bool((_column_origins(sides[0], place, mine)[links[2]] != NONE).any()):
+            break  # what does not depend on parameters is the same under other numbers
+        probes += [(t, s) for s, t in extra(number)]
+        more = _contracted_links(probes, place, mine, other_place, theirs)
+        links = more if more is not None else links
+    return links
+
+
+_FURTHER = 16  # a feature that a ReLU silences under one set of numbers is silent under so many once in 65,536 times
+
+
 def _contracted_links(
     probes: list[tuple[Colouring, Colouring]], place: Place, mine: Tensor, other_place: Place, theirs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -279,7 +299,12 @@ def _contracted_links(
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])
-    silent = torch.cat([_silent_columns(target, place, mine), _silent_columns(source, other_place, theirs)])
+    silent = torch.cat(
+        [
+            torch.stack([_silent_columns(t, t.structure.places[at], mine) for t, _ in probes]).amin(0),
+            torch.stack([_silent_columns(s, s.structure.places[other_at], theirs) for _, s in probes]).amin(0),
+        ]
+    )
     group = torch.unique(mix(origins.to(torch.int64), silent.to(torch.int64)), return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]
     count = int(group.max()) + 1

@@ -97,11 +97,15 @@ def _smooth(x: Tensor) -> Tensor:
     It is zero at zero, so that padding and features that are always zero add nothing, and nearly odd, so that sums over
     many features neither drift nor saturate what follows.
     """
-    return torch.sin(1.3 * x) + 0.05 * (torch.cos(2.1 * x) - 1)
+    return _wave(x, 1.3, 2.1, 0.05)
 
 
 def _smooth_too(x: Tensor) -> Tensor:
-    return torch.sin(2.3 * x) - 0.05 * (torch.cos(1.1 * x) - 1)
+    return _wave(x, 2.3, 1.1, -0.05)
+
+
+def _wave(x: Tensor, odd: float, even: float, amount: float) -> Tensor:
+    return (odd * x).sin_().add_((even * x).cos_().sub_(1), alpha=amount)
 
 
 def _modulation(x: Tensor) -> Tensor:
@@ -144,13 +148,14 @@ class _Contract(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        totals: tuple[Tensor, Tensor],
         geometry: Contraction,
         numbers: tuple[Tensor, Tensor],
         back: Tensor,
         record: dict[str, Any],
         spread: float,
     ) -> Tensor:
-        total, other = geometry.reduce(_smooth(x)) / spread, geometry.reduce(_smooth_too(x)) / spread
+        total, other = totals
         ctx.geometry, ctx.back, ctx.record, ctx.spread = geometry, back, record, spread
         ctx.save_for_backward(x)
         record["total"] = total
@@ -163,7 +168,7 @@ class _Contract(torch.autograd.Function):
         squeezed = torch.asinh(gradients[0] + ctx.record["reach"])
         ctx.record["gradient"] = squeezed
         projected = ctx.geometry.project(squeezed, ctx.back) / ctx.spread
-        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None, None
+        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None, None, None
 
 
 class _Decorate(torch.autograd.Function):
@@ -220,10 +225,12 @@ class Colouring:
         self.others = others
         self.families = {place: self._blank(place) for place in structure.places}
         self.values: dict[fx.Node, Any] = {}
+        self.operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
         self.sketches: dict[fx.Node, Any] = {}
         self.streams: dict[Place, Streams] = {}
         self._varying: dict[fx.Node, Any] = {}
         self.records: dict[fx.Node, dict[str, Any]] = {}
+        self.totals: dict[Any, Any] = {}
 
     def _blank(self, place: Place) -> Family:
         if place.kind == "contract":
@@ -285,6 +292,10 @@ class Colouring:
         }
         return self.run()
 
+    def let_go(self) -> None:
+        """Keep what contractions received and forget the rest, where many runs are to be compared."""
+        self.values, self.operands, self.sketches, self.totals, self._varying = {}, {}, {}, {}, {}
+
     def _joined(self, streams: dict[Place, Streams], other: dict[Place, Streams]) -> dict[Place, Streams]:
         """Both probes' streams side by side; an element that neither probe reaches keeps `NONE`."""
         joined = {}
@@ -314,7 +325,7 @@ class Colouring:
         values: dict[fx.Node, Any] = {node: self.constant(node) for node in structure.constants}
         leaves: dict[Place, Tensor] = {}
         operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
-        self.records = {}
+        self.records, self.totals = {}, {}
         with torch.enable_grad():
             for node in structure.nodes:
                 if node in structure.pure:
@@ -382,7 +393,11 @@ class Colouring:
             x = x.to(torch.float64)
         if not x.requires_grad:
             x = x + torch.zeros((), dtype=torch.float64, requires_grad=True)
-        return _Contract.apply(x, geometry, numbers, back, record, self.spread)
+        sums = geometry.data, node if geometry.convolution else geometry.data_first
+        if sums not in self.totals:  # queries, keys and values are projections of the same data
+            bare = x.detach()
+            self.totals[sums] = tuple(geometry.reduce(f(bare)) / self.spread for f in (_smooth, _smooth_too))
+        return _Contract.apply(x, self.totals[sums], geometry, numbers, back, record, self.spread)
 
     def _look_up(self, node: fx.Node, role: Any, values: dict[fx.Node, Any]) -> Tensor:
         family = self.families[self.place_of(node)]

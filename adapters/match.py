@@ -293,26 +293,29 @@ def _attempt(
 ) -> _Attempt:
     spread = spread_for(structures)
 
-    def colourings(pair: tuple[Structure, Structure], number: int) -> tuple[Colouring, Colouring]:
+    def colourings(pair: tuple[Structure, Structure], number: int, more: int = 0) -> tuple[Colouring, Colouring]:
         seeds = _seeds(pair[0], anonymous, number)
         ordered = [s if order is None or s.shape[-1] != len(order) else s[..., order] for s in seeds]
-        return Colouring(pair[0], seeds, 100 * salt, spread), Colouring(pair[1], ordered, 100 * salt, spread)
+        numbers = 100 * salt + 1000 * more
+        return Colouring(pair[0], seeds, numbers, spread), Colouring(pair[1], ordered, numbers, spread)
 
     sides = colourings(structures, 0)
     further = [colourings(pair, 1 + i) for i, pair in enumerate(probes.given)]
     for position, side in enumerate(sides):
         side.others = tuple(pair[position] for pair in further)
 
-    def extra() -> list[tuple[Colouring, Colouring]]:
-        pairs = [colourings(pair, 10 + i) for i, pair in enumerate(probes.made)]
+    def extra(number: int) -> list[tuple[Colouring, Colouring]]:
+        others = [structures] if number else probes.made
+        pairs = [colourings(pair, 0 if number else 10 + i, number) for i, pair in enumerate(others)]
         for pair in pairs:
             for mine, first in zip(pair, sides, strict=True):
                 mine.under(first)
-        return further + pairs
+                mine.let_go()
+        return pairs if number else further + pairs
 
     refinement = refine(sides, use_numbers=use_numbers, at_once=at_once)
     if refinement.agree:
-        return _Attempt(refinement, sides, assemble(*sides, functools.cache(extra)), order)
+        return _Attempt(refinement, sides, assemble(*sides, extra), order)
     unmatched = Assembly(unmatched=["colours of the two models differ"])
     return _Attempt(refinement, sides, unmatched, order)
 

@@ -1,6 +1,6 @@
 """Reading `torch.fx` nodes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -37,13 +37,16 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> list[Any]:
     """The leaves of a nest of tuples, lists and dictionaries."""
-    if isinstance(value, (tuple, list)):
-        for v in value:
-            yield from leaves(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from leaves(v)
-    else:
-        yield value
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return [value]
+    found = []
+    for v in value:
+        if isinstance(v, (tuple, list, dict)):
+            found += leaves(v)
+        else:
+            found.append(v)
+    return found

@@ -88,7 +88,14 @@ def is_known(operation: Any) -> bool:
 
 def tensor_arguments(node: fx.Node) -> list[fx.Node]:
     """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
-    return [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+    known = node.meta.get(_ARGUMENTS)
+    if known is None or known[0] is not node.args or known[1] is not node.kwargs:
+        found = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+        known = node.meta[_ARGUMENTS] = (node.args, node.kwargs, found)
+    return known[2]
+
+
+_ARGUMENTS = "tensor arguments"
 
 
 def run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:

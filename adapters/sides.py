@@ -42,10 +42,15 @@ READINGS = (FROZEN, *_REWRITES)
 
 def on_both(do: Callable[[T], R], sides: tuple[T, T]) -> list[R]:
     """Do the same for source and target, at the same time where more than one thread is allowed."""
-    if torch.get_num_threads() == 1:
+    allowed = torch.get_num_threads()
+    if allowed == 1:
         return [do(side) for side in sides]
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(do, sides))
+    try:
+        torch.set_num_threads(allowed // 2)  # of each of the two
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(do, sides))
+    finally:
+        torch.set_num_threads(allowed)
 
 
 class Side(Protocol):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -138,19 +138,24 @@ def compare(
     dtype: torch.dtype,
     tolerance: float | None = None,
     order: Tensor | None = None,
+    known: Sequence[list[Tensor]] | None = None,
 ) -> Outcome:
     """Run both sides on every probe and compare outputs with the source's own response to rounding.
 
     Args:
         tolerance: an absolute difference that the caller accepts, instead.
         order: source position of each target position on the last axis of outputs of that length.
+        known: outputs of source and target on the first probe, where they have been computed already.
     """
     difference, scale = 0.0, 0.0
     outputs: list[list[Tensor]] = []
     for probe in range(len(source.probes)):
         runs = (source, source_state), (target, target_state)
         both = on_both if isinstance(source, _Recorded) else map  # what a module does may concern the whole process
-        expected, found = both(lambda run, probe=probe: run[0].run(run[1], probe, dtype), runs)
+        if probe == 0 and known is not None:
+            expected, found = known
+        else:
+            expected, found = both(lambda run, probe=probe: run[0].run(run[1], probe, dtype), runs)
         for e, f in zip(expected, found, strict=True):
             if e.shape != f.shape:
                 raise VerificationError(
@@ -214,8 +219,8 @@ def _check_finite(output: Tensor, name: str, parameters: str) -> None:
         )
 
 
-def deterministic(side: Side, state: Mapping[str, Tensor]) -> None:
-    """Two runs from the same random state give the same outputs.
+def deterministic(side: Side, state: Mapping[str, Tensor]) -> list[Tensor]:
+    """The outputs on the first probe, which two runs from the same random state give.
 
     Raises:
         CaptureError: they do not.
@@ -228,6 +233,7 @@ def deterministic(side: Side, state: Mapping[str, Tensor]) -> None:
                 f"{side.name} is not deterministic: two runs on the same inputs, from the same random seed, differ by {gap:.1e}. "
                 "Fix the seed inside it, or pass what it draws as an input."
             )
+    return first
 
 
 def digest_of(state: Mapping[str, Tensor], known: dict[tuple[Any, ...], bytes] | None = None) -> str:

@@ -164,6 +164,26 @@ def test_the_spelling_does_not_matter(name: str, turned: bool) -> None:
     torch.testing.assert_close(found, expected)
 
 
+class Silent(nn.Module):
+    """Features of which a ReLU silences many on a probe of three tokens, read by a convolution in one or two dimensions."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(3, WIDTH), nn.Linear(WIDTH, 32)
+        self.flat = form == "1d"
+        self.output = nn.Conv1d(32, OUT, 3, padding=1) if self.flat else nn.Conv2d(32, OUT, (1, 3), padding=(0, 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y = self.inner(self.table(tokens)).relu().mT
+        return self.output(y) if self.flat else self.output(y.unsqueeze(-2)).squeeze(-2)
+
+
+@pytest.mark.parametrize(("source", "target"), [("1d", "2d"), ("2d", "1d")])
+def test_features_that_are_silent_under_some_weights_are_told_apart(source: str, target: str) -> None:
+    plan = match(Silent(source), Silent(target), (torch.tensor([[2, 0, 1]]),))
+    assert plan.checked == "real weights"
+
+
 def test_a_plan_asks_for_the_constants_it_was_made_with() -> None:
     source, target = models("factors in a buffer | in the code")
     plan = match(source, target, (example(0),))
