@@ -52,11 +52,13 @@ def fill_by_plan(target: nn.Module, plan: "Plan", source: Mapping[str, Tensor]) 
     own = _check_fit(target, {name: spec.shape for name, spec in plan.target.items()})
     _check_set(target, (name for name in plan.target if own[name].is_meta and not plan.sets(name)))
     places = _places(target)
-    if places is None or _share_memory(places.values(), source.values()):
-        fill(target, plan.apply(source, own))
+    shared = _share_memory(own.values(), source.values())
+    if places is None or shared:
+        made = plan.apply(source, own)
+        fill(target, {name: tensor.clone() for name, tensor in made.items()} if shared else made)
         return
-    plan.check_source(source)
     if any(tensor.is_meta for tensor in own.values()):
+        plan.check_source(source)
         empty = {name: torch.empty_like(t, device="cpu") if t.is_meta else t for name, t in own.items()}
         target.load_state_dict(_own_tensors(target, empty, share=True), assign=True)
         places = target.state_dict()

@@ -104,24 +104,19 @@ class Piece:
             self._ascending()._run(target, source)
 
     def _run(self, target: Tensor, source: Tensor | None) -> None:
-        sizes = [a.length for a in self.axes]
-        grid = self._grid(target, "target")
-        if grid is None or len(grid[1]) > 1 or (grid[1] and _overlaps(grid[0])):
-            value = self._changed(self._elements(source, sizes))
-            target.view(-1)[self.numbers("target").to(target.device)] = value.to(target)
-            return
-        into, picks = grid
-        if picks:
-            ((dimension, at),) = picks
-            into.index_copy_(dimension, at, self._changed(self._elements(source, sizes)).to(target))
+        into, picks = self._grid(target, "target")
+        value = self._taken(source, None if picks else into)
+        if len(picks) > 1 or (picks and _overlaps(into)):
+            target.view(-1)[self.numbers("target").to(target.device)] = self._changed(value).to(target)
+        elif picks:
+            into.index_copy_(*picks[0], self._changed(value).to(target))
         elif self.is_plain:
-            value = self._elements(source, sizes, into)
             if value is not into:
                 into.copy_(value)
         else:
-            value = self._elements(source, sizes)
-            rows = max(1, _PART // max(1, self.count // max(1, sizes[0]))) if sizes else 1
-            for part, found in zip(_split(into, rows), _split(value, rows), strict=True):
+            rows = max(1, _PART // max(1, self.count // len(value))) if value.ndim else 1
+            parts = zip(into.split(rows), value.split(rows), strict=True) if value.ndim else [(into, value)]
+            for part, found in parts:
                 part.copy_(self._changed(found))
 
     def _changed(self, value: Tensor) -> Tensor:
@@ -130,21 +125,20 @@ class Piece:
             return value
         return (value.to(torch.float64) if value.is_floating_point() else value) * self.scale + self.shift
 
-    def _elements(self, source: Tensor | None, sizes: list[int], into: Tensor | None = None) -> Tensor:
-        """The elements that the source gives: a view where every loop has a step, or else a copy, written to `into` if it may."""
+    def _taken(self, source: Tensor | None, into: Tensor | None) -> Tensor:
+        """The source's elements: a view where every loop has a step, or else a copy, in `into` if that is where they go."""
         if source is None:
-            return torch.tensor(self.shift, dtype=torch.float64).expand(sizes)
-        grid = self._grid(source, "source")
-        if grid is None or (len(grid[1]) > 1 and grid[0].numel() > 4 * self.count):
+            return torch.tensor(self.shift, dtype=torch.float64).expand([axis.length for axis in self.axes])
+        value, picks = self._grid(source, "source")
+        if len(picks) > 1 and value.numel() > 4 * self.count:
             return source.view(-1)[self.numbers("source").to(source.device)]
-        value, picks = grid
+        fits = into is not None and self.is_plain and (into.dtype, into.device) == (value.dtype, value.device)
         for number, (dimension, at) in enumerate(picks, 1):
-            if number == len(picks) and into is not None and (into.dtype, into.device) == (value.dtype, value.device):
-                return torch.index_select(value, dimension, at, out=into)
-            value = value.index_select(dimension, at)
+            out = into if fits and number == len(picks) else None
+            value = torch.index_select(value, dimension, at, out=out)
         return value
 
-    def _grid(self, tensor: Tensor, side: str) -> tuple[Tensor, list[tuple[int, Tensor]]] | None:
+    def _grid(self, tensor: Tensor, side: str) -> tuple[Tensor, list[tuple[int, Tensor]]]:
         """A view that holds the side's elements, with the dimensions that hold more and what to pick there."""
         sizes, strides, picks = [], [], []
         offset = self.target_offset if side == "target" else self.source_offset
@@ -162,9 +156,11 @@ class Piece:
 
     def _ascending(self) -> "Piece":
         """The same elements, each loop from the target's first element to its last, by steps where there are some."""
+        if all(isinstance(axis.target, int) and axis.target >= 0 for axis in self.axes):
+            return self
         axes, offsets = [], [self.target_offset, self.source_offset]
         for axis in self.axes:
-            if axis.regular and isinstance(axis.target, int) and axis.target >= 0:
+            if isinstance(axis.target, int) and axis.target >= 0:
                 axes.append(axis)
                 continue
             order = axis.positions("target").argsort()
@@ -236,7 +232,3 @@ def _overlaps(view: Tensor) -> bool:
             return True
         end += stride * (size - 1)
     return False
-
-
-def _split(tensor: Tensor, rows: int) -> tuple[Tensor, ...]:
-    return tensor.split(rows) if tensor.ndim else (tensor,)
