@@ -280,7 +280,7 @@ def _contracted_links(
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])
     silent = torch.cat([_silent_columns(target, place, mine), _silent_columns(source, other_place, theirs)])
-    group = torch.unique(torch.stack([origins, silent], 1), dim=0, return_inverse=True)[1]
+    group = torch.unique(mix(origins.to(torch.int64), silent.to(torch.int64)), return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]
     count = int(group.max()) + 1
     counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)
