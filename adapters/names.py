@@ -1,9 +1,9 @@
-"""Many names in few words: those that differ in running numbers only become one."""
+"""Many names in few words."""
 
 import re
 from collections.abc import Iterable
 
-__all__ = ["folded"]
+__all__ = ["folded", "listing"]
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -34,6 +34,14 @@ def folded(names: Iterable[str]) -> list[tuple[str, int]]:
         text = parts[0] + "".join(_range(v) + part for v, part in zip(values, parts[1:], strict=True))
         found.append((text, len(members)))
     return found
+
+
+def listing(label: str, names: list[str]) -> str:
+    """The first few names after a label, and how many more there are; nothing where there are none."""
+    if not names:
+        return ""
+    shown = ", ".join(map(repr, names[:5]))
+    return f"{label} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _range(numbers: list[int]) -> str:

@@ -1,6 +1,7 @@
 """One step of a plan: a strided set of elements of a target tensor takes a strided set of elements of a source tensor."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 __all__ = ["Axis", "Piece"]
 
 Steps = int | tuple[int, ...]
+
+_PART = 1 << 18
+"""Elements that are computed at once: few enough to stay in a processor's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,11 @@ class Axis:
     @property
     def regular(self) -> bool:
         return isinstance(self.target, int) and isinstance(self.source, int)
+
+    def positions(self, side: str) -> Tensor:
+        """The positions in one tensor, relative to where the loop begins."""
+        steps = self.target if side == "target" else self.source
+        return torch.arange(self.length) * steps if isinstance(steps, int) else torch.tensor(steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,50 +82,96 @@ class Piece:
         """Element numbers of one side, one dimension per loop."""
         total = torch.full((), self.target_offset if side == "target" else self.source_offset)
         for position, axis in enumerate(self.axes):
-            steps = axis.target if side == "target" else axis.source
-            line = torch.arange(axis.length) * steps if isinstance(steps, int) else torch.tensor(steps)
             shape = [1] * len(self.axes)
             shape[position] = axis.length
-            total = total + line.reshape(shape)
+            total = total + axis.positions(side).reshape(shape)
         return total
 
-    def view(self, tensor: Tensor, side: str) -> Tensor | None:
-        """The side's elements as a view of a contiguous tensor, or None when a loop has no step."""
-        sizes, strides = [], []
-        for axis in self.axes:
-            step = axis.target if side == "target" else axis.source
-            if not isinstance(step, int) or step < 0:
-                return None
-            sizes.append(axis.length)
-            strides.append(step)
-        offset = self.target_offset if side == "target" else self.source_offset
-        return tensor.as_strided(sizes, strides, tensor.storage_offset() + offset)
+    @property
+    def is_plain(self) -> bool:
+        """Whether it moves elements unchanged."""
+        return self.source is not None and self.scale == 1.0 and self.shift == 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every element keeps its number and its value."""
+        same = self.target_offset == self.source_offset and all(a.target == a.source for a in self.axes)
+        return self.is_plain and same
 
     def run(self, target: Tensor, source: Tensor | None) -> None:
-        """Copy into a contiguous target tensor."""
+        """Copy from one contiguous tensor into another, in one pass where steps and types allow."""
+        with torch.no_grad():
+            self._ascending()._run(target, source)
+
+    def _run(self, target: Tensor, source: Tensor | None) -> None:
+        into, picks = self._grid(target, "target")
+        value = self._taken(source, None if picks else into)
+        if len(picks) > 1 or (picks and _overlaps(into)):
+            target.view(-1)[self.numbers("target").to(target.device)] = self._changed(value).to(target)
+        elif picks:
+            into.index_copy_(*picks[0], self._changed(value).to(target))
+        elif self.is_plain:
+            if value is not into:
+                into.copy_(value)
+        else:
+            rows = max(1, _PART // max(1, self.count // len(value))) if value.ndim else 1
+            parts = zip(into.split(rows), value.split(rows), strict=True) if value.ndim else [(into, value)]
+            for part, found in parts:
+                part.copy_(self._changed(found))
+
+    def _changed(self, value: Tensor) -> Tensor:
+        """Elements of the source as the target has them."""
+        if self.is_plain or self.source is None:
+            return value
+        return (value.to(torch.float64) if value.is_floating_point() else value) * self.scale + self.shift
+
+    def _taken(self, source: Tensor | None, into: Tensor | None) -> Tensor:
+        """The source's elements: a view where every loop has a step, or else a copy, in `into` if that is where they go."""
         if source is None:
-            value: Any = torch.full((), self.shift, dtype=target.dtype)
-        else:
-            value = self.view(source, "source")
-            if value is None:
-                value = source.reshape(-1)[self.numbers("source")]
-            if self.scale != 1.0 or self.shift != 0.0:
-                wide = value.to(torch.float64) if value.is_floating_point() else value
-                value = wide * self.scale + self.shift
-        into = self.view(target, "target")
-        if into is None:
-            target.reshape(-1)[self.numbers("target")] = value.to(target.dtype)
-        else:
-            into.copy_(value)
+            return torch.tensor(self.shift, dtype=torch.float64).expand([axis.length for axis in self.axes])
+        value, picks = self._grid(source, "source")
+        if len(picks) > 1 and value.numel() > 4 * self.count:
+            return source.view(-1)[self.numbers("source").to(source.device)]
+        fits = into is not None and self.is_plain and (into.dtype, into.device) == (value.dtype, value.device)
+        for number, (dimension, at) in enumerate(picks, 1):
+            out = into if fits and number == len(picks) else None
+            value = torch.index_select(value, dimension, at, out=out)
+        return value
+
+    def _grid(self, tensor: Tensor, side: str) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        """A view that holds the side's elements, with the dimensions that hold more and what to pick there."""
+        sizes, strides, picks = [], [], []
+        offset = self.target_offset if side == "target" else self.source_offset
+        for dimension, axis in enumerate(self.axes):
+            size, step = axis.length, axis.target if side == "target" else axis.source
+            if not isinstance(step, int) or step < 0:
+                at = axis.positions(side)
+                offset, at = offset + int(at.min()), at - at.min()
+                step = math.gcd(*at.tolist()) or 1
+                size = int(at.max()) // step + 1
+                picks.append((dimension, (at // step).to(tensor.device)))
+            sizes.append(size)
+            strides.append(step)
+        return tensor.as_strided(sizes, strides, tensor.storage_offset() + offset), picks
+
+    def _ascending(self) -> "Piece":
+        """The same elements, each loop from the target's first element to its last, by steps where there are some."""
+        if all(isinstance(axis.target, int) and axis.target >= 0 for axis in self.axes):
+            return self
+        axes, offsets = [], [self.target_offset, self.source_offset]
+        for axis in self.axes:
+            if isinstance(axis.target, int) and axis.target >= 0:
+                axes.append(axis)
+                continue
+            order = axis.positions("target").argsort()
+            sides = [_as_steps(axis.positions(side)[order]) for side in ("target", "source")]
+            offsets = [offset + first for offset, (first, _) in zip(offsets, sides, strict=True)]
+            axes.append(Axis(axis.length, sides[0][1], sides[1][1]))
+        return dataclasses.replace(self, axes=tuple(axes), target_offset=offsets[0], source_offset=offsets[1])
 
     def is_whole(self, target_shape: tuple[int, ...], source_shape: tuple[int, ...]) -> bool:
         """Whether the piece copies an entire tensor unchanged into one of the same shape."""
-        numel = torch.Size(target_shape).numel()
-        plain = self.scale == 1.0 and self.shift == 0.0 and self.source is not None
-        straight = self.target_offset == self.source_offset == 0 and (
-            self.axes == (Axis(numel, 1, 1),) or (numel == 1 and not self.axes)
-        )
-        return plain and straight and target_shape == source_shape
+        return self.is_identity and self.count == torch.Size(target_shape).numel() and target_shape == source_shape
 
     def inverted(self) -> "Piece":
         """The step back; only pieces with a source have one."""
@@ -159,3 +214,21 @@ class Piece:
             float(entry.get("scale", 1.0 if entry["source"] is not None else 0.0)),
             float(entry.get("shift", 0.0)),
         )
+
+
+def _as_steps(positions: Tensor) -> tuple[int, Steps]:
+    """The first position and the step from each to the next, or 0 and the positions where there is no step."""
+    first, gaps = int(positions[0]), positions.diff()
+    if bool((gaps == gaps[:1]).all()):
+        return first, int(gaps[0]) if len(gaps) else 1
+    return 0, tuple(positions.tolist())
+
+
+def _overlaps(view: Tensor) -> bool:
+    """Whether two positions of a view may be one element."""
+    end = 0
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride <= end:
+            return True
+        end += stride * (size - 1)
+    return False

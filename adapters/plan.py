@@ -11,11 +11,11 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.part import Part
@@ -119,7 +119,8 @@ class Plan:
             target: the target's present state dict, for the tensors in `kept`; known when the plan comes from `match`.
 
         Returns:
-            Parameters and persistent buffers of the target; a tensor that is copied whole is the source's own, not a copy.
+            Parameters and persistent buffers of the target. A tensor that is all of one source tensor, renamed or reshaped,
+            shares its memory, and so do tensors in `kept` with the target's: copy them before changing them in place.
 
         Raises:
             WeightsError: a tensor is missing, has another shape, or would have to be neutral and is not.
@@ -127,8 +128,10 @@ class Plan:
         """
         return dict(self.stream(source, target))
 
-    def stream(self, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> Any:
-        """Yield `(name, tensor)` of the target, holding no more than one new tensor at a time."""
+    def stream(
+        self, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield `(name, tensor)` of the target, holding no more than one new tensor at a time, and tied ones."""
         own = target if target is not None else self.target_state
         tied = _Tied(source, self.source_ties)
         self._check_source(tied)
@@ -136,22 +139,57 @@ class Plan:
         firsts = set(self.target_ties.values())
         for name in self.target:
             first = self.target_ties.get(name, name)
-            if first in done:
-                yield name, done[first]
-                continue
-            tensor = self._value(name, tied, own)
+            tensor = done[first] if first in done else self._value(name, tied, own)
             if first in firsts:
                 done[first] = tensor
             yield name, tensor
 
+    def load_into(self, target: nn.Module, source: Mapping[str, Tensor]) -> None:
+        """Load the target with what the plan makes of the source, tensor by tensor, each straight into its place.
+
+        That is `target.load_state_dict(plan.apply(source, target.state_dict()))` without a second copy of the model in memory.
+
+        Args:
+            target: changed in place; what is on the meta device gets memory.
+            source: tensors by the source's names; read one at a time.
+
+        Raises:
+            WeightsError: as for `apply`, or the module is not the one of the plan; it is unchanged.
+        """
+        from pyrosys.adapters.fill import fill_by_plan
+
+        fill_by_plan(target, self, source)
+
+    def write(self, source: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        """Write the target's tensors into memory that is there, and leave those in `kept` as they are.
+
+        Args:
+            source: tensors by the source's names; in other memory.
+            into: the target's tensors.
+        """
+        tied = _Tied(source, self.source_ties)
+        self._check_source(tied)
+        firsts: dict[str, str] = {}
+        for name in self.target:
+            place = into[name]
+            first = firsts.setdefault(self.target_ties.get(name, name), name)
+            tensor = self._value(name, tied, into, place) if first == name else into[first]
+            if tensor.data_ptr() != place.data_ptr():
+                place.copy_(tensor)
+
     def tensor(self, name: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor] | None = None) -> Tensor:
-        """One tensor of the target; arguments and errors are those of `apply`, the rest of the source is not looked at."""
+        """One tensor of the target, without a look at the rest of the source.
+
+        Arguments and errors are those of `apply`, and like there the tensor may share memory with the source or the target.
+        """
         return self._value(name, _Tied(source, self.source_ties), target if target is not None else self.target_state)
 
-    def _value(self, name: str, source: "_Tied", own: Mapping[str, Tensor] | None) -> Tensor:
+    def _value(
+        self, name: str, source: "_Tied", own: Mapping[str, Tensor] | None, into: Tensor | None = None
+    ) -> Tensor:
         first = self.target_ties.get(name, name)
         if first in self.pieces:
-            return self._build(first, source)
+            return self._build(first, source, into)
         if first in self.solved:
             found = self.solved[first].run(lambda other: self._value(other, source, own))
             return found.to(self._value(self.solved[first].inputs[0], source, own).dtype)
@@ -162,13 +200,25 @@ class Plan:
             "Pass the target's state dict: plan.apply(source, target.state_dict())."
         )
 
+    def sets(self, name: str) -> bool:
+        """Whether the plan gives a target tensor its value."""
+        return self.target_ties.get(name, name) in {**self.pieces, **self.solved}
+
+    def check_source(self, source: Mapping[str, Tensor]) -> None:
+        """Check that a state is one that the plan can be applied to.
+
+        Raises:
+            WeightsError: a tensor is missing, has another shape, or would have to be neutral and is not.
+        """
+        self._check_source(_Tied(source, self.source_ties))
+
     def _check_source(self, source: "_Tied") -> None:
         needed = {name for steps in self.pieces.values() for piece in steps for name in self.reads(piece)}
         for name in sorted(needed | set(self.zero) | set(self.equal)):
             if name not in source:
-                similar = ", ".join(sorted(source.names)[:3])
+                similar = ", ".join(sorted(source.state)[:3])
                 raise WeightsError(
-                    f"Expected a tensor {name!r} of shape {self.source[name].shape}, found none among {len(source.names)} "
+                    f"Expected a tensor {name!r} of shape {self.source[name].shape}, found none among {len(source.state)} "
                     f"tensors ({similar}, …). Pass the state dict of the model that the plan was made from."
                 )
             found = source.shape(name)
@@ -213,23 +263,30 @@ class Plan:
         program = self.computed[name]
         return program.run(source.__getitem__).to(source[program.inputs[0]].dtype)
 
-    def _build(self, name: str, source: "_Tied") -> Tensor:
+    def _build(self, name: str, source: "_Tied", into: Tensor | None) -> Tensor:
+        """A tensor that has steps: one of the source's, or a new one, or `into` where it is of that type and contiguous."""
         steps, spec = self.pieces[name], self.target[name]
-        first = steps[0]
-        if (
-            len(steps) == 1
-            and first.source in self.source
-            and first.is_whole(spec.shape, self.source[first.source].shape)
-        ):
-            return source[first.source]
-        tensors = {p.source: self._source(p.source, source) for p in steps if p.source is not None}
-        dtype = (
-            next(iter(tensors.values())).dtype if tensors else torch.promote_types(spec.torch_dtype, source.precision)
-        )
-        out = torch.empty(spec.shape, dtype=dtype)
-        for piece in steps:
-            piece.run(out, None if piece.source is None else tensors[piece.source].contiguous())
+        origins = dict.fromkeys(piece.source for piece in steps)
+        if self._is_same(steps, spec):
+            return source[str(steps[0].source)].reshape(spec.shape)
+        out: Tensor | None = None
+        for origin in sorted(origins, key=lambda origin: origin is None):  # one at a time; constants last
+            tensor = None if origin is None else self._source(origin, source).contiguous()
+            if out is None:
+                kind = torch.promote_types(spec.torch_dtype, source.precision) if tensor is None else tensor.dtype
+                new = torch.empty(spec.shape, dtype=kind, device="cpu" if tensor is None else tensor.device)
+                out = new if into is None or not _is_like(into, new) else into
+            for piece in steps:
+                if piece.source == origin:
+                    piece.run(out, tensor)
+        assert out is not None
         return out
+
+    def _is_same(self, steps: tuple[Piece, ...], spec: TensorSpec) -> bool:
+        """Whether the steps of a tensor leave all of one source tensor as it is in memory."""
+        origin = steps[0].source
+        same = origin in self.source and all(p.source == origin and p.is_identity for p in steps)
+        return same and math.prod(self.source[str(origin)].shape) == math.prod(spec.shape)
 
     def verify(self, source: Any, target: Any, inputs: Any = None, target_inputs: Any = None) -> Certificate:
         """Run source and target and compare, with random parameters and then with the source's own weights.
@@ -499,12 +556,16 @@ def _holds(tensor: Tensor, numbers: tuple[float, ...]) -> bool:
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=4 * max(step, 1e-7), atol=1e-30)
 
 
+def _is_like(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are laid out alike, in memory of one kind."""
+    return (one.dtype, one.device, one.stride()) == (other.dtype, other.device, other.stride())
+
+
 class _Tied:
     """A mapping of tensors in which either name of a tied tensor will do."""
 
     def __init__(self, state: Mapping[str, Tensor], ties: dict[str, str]):
         self.state = state
-        self.names = set(state)
         self.other: dict[str, list[str]] = {}
         for alias, first in ties.items():
             self.other.setdefault(first, []).append(alias)
@@ -517,7 +578,7 @@ class _Tied:
         return torch.float32 if first is None else first.dtype
 
     def _found(self, name: str) -> str | None:
-        return next((n for n in (name, *self.other.get(name, ())) if n in self.names), None)
+        return next((n for n in (name, *self.other.get(name, ())) if n in self.state), None)
 
     def __contains__(self, name: str) -> bool:
         return self._found(name) is not None

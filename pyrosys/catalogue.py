@@ -157,8 +157,9 @@ def load(name: str, *, offline: bool | None = None, device: str | torch.device |
         WeightsError: The file is not the one on record, damaged, or not complete.
         VerificationError: The model does not compute what it should.
     """
+    from pyrosys.adapters.fill import fill
     from pyrosys.hub import read_weights
-    from pyrosys.porting import fill, state_for
+    from pyrosys.porting import state_for
     from pyrosys.verified import note_verified, was_verified
 
     entry = _entry(name)

@@ -44,7 +44,7 @@ from pyrosys.hub.sources import Source
 from pyrosys.hub.strict_json import parse_object
 from pyrosys.hub.weights import shapes_of
 from pyrosys.model import Model
-from pyrosys.porting import calling, fill, state_for
+from pyrosys.porting import calling, state_for
 from pyrosys.verified import note_verified, was_verified
 
 __all__ = [
@@ -315,7 +315,7 @@ class Entry:
         model, card = self._build(shapes), self.card()
         state = state_for(card, self.weights())
         plan = match_sides(CardSide(card, state), ModuleSide(calling(model), [card.inputs], None))
-        fill(model, plan.apply(state, model.state_dict()))
+        plan.load_into(model, state)
         return model
 
     def check_signature(self, public_key: Path) -> None:

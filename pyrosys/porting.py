@@ -16,6 +16,7 @@ from pyrosys.adapters.card import CardSide, StructureCard
 from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.fingerprint import cuts, of_outputs, of_structure
 from pyrosys.adapters.match import match_wholes
+from pyrosys.adapters.names import listing
 from pyrosys.adapters.plan import Plan
 from pyrosys.adapters.search import Whole
 from pyrosys.adapters.sides import ModuleSide
@@ -28,7 +29,7 @@ from pyrosys.naming import read_names
 if TYPE_CHECKING:
     from pyrosys.entry import Entry
 
-__all__ = ["Port", "calling", "fill", "form_of", "port", "state_for"]
+__all__ = ["Port", "calling", "form_of", "port", "state_for"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +151,8 @@ def port(
     if plan.certificate is None:
         raise PlanError("Expected a plan with a certificate, found one that was not verified. Match the models again.")
     if rest:
-        plan.notes = (*plan.notes, f"not of the source, and not read: {_listing('tensors', rest)} of the checkpoint")
-    fill(target, plan.apply(state, target.state_dict()))
+        plan.notes = (*plan.notes, f"not of the source, and not read: {listing('tensors', rest)} of the checkpoint")
+    plan.load_into(target, state)
     return Port(target, plan, plan.certificate)
 
 
@@ -208,7 +209,7 @@ def _read(
     if missing or unexpected:
         raise WeightsError(
             f"Expected the {len(shapes)} tensors of {title}, found {len(weights)}: "
-            f"{'; '.join(filter(None, (_listing('missing', [m[0] for m in missing]), _listing('unexpected', unexpected))))}. "
+            f"{'; '.join(filter(None, (listing('missing', [m[0] for m in missing]), listing('unexpected', unexpected))))}. "
             "Pass a source that the checkpoint was written from."
         )
     state: dict[str, Tensor] = {}
@@ -262,58 +263,6 @@ def form_of(example: Inputs, inputs: Any) -> Any:
     return example if inputs is None else inputs
 
 
-def fill(target: nn.Module, state: Mapping[str, Tensor], *, share: bool = False) -> None:
-    """Load a complete state into a module: into its tensors, or in place of those on the meta device.
-
-    Args:
-        target: The module.
-        state: A value for each of its tensors.
-        share: Whether the module may keep tensors of the state as its own, where they are as it needs them. They are
-            then in memory once, or stay in the file that they are mapped from.
-
-    Raises:
-        WeightsError: The state does not fit; the module is unchanged.
-    """
-    own = {name: tensor for name, tensor in target.state_dict().items() if isinstance(tensor, Tensor)}
-    wrong = [name for name in {**own, **state} if name not in own or name not in state]
-    wrong += [name for name in own if name in state and own[name].shape != state[name].shape]
-    if wrong:
-        raise WeightsError(
-            f"Expected a state that fits {type(target).__name__}, found one that does not, {_listing('at', wrong)}. "
-            "Make the plan for this model."
-        )
-    on_meta = any(tensor.is_meta for tensor in own.values())
-    unset = [name for name in state if state[name].is_meta]
-    if unset:
-        raise WeightsError(
-            f"Expected a value for every tensor of {type(target).__name__}, found none {_listing('for', unset)}. "
-            "Initialise the target before porting into it."
-        )
-    if on_meta or share:
-        state = _own_tensors(target, state, share)
-    target.load_state_dict(state, assign=on_meta or share)
-
-
-def _own_tensors(target: nn.Module, state: Mapping[str, Tensor], share: bool) -> dict[str, Tensor]:
-    """The tensors of a state for a module to keep: of its types, laid out plainly, no two in the same memory but tied ones."""
-    found: dict[str, Tensor] = {}
-    kept: dict[int, Tensor] = {}  # by the tensor of the module that is replaced
-    places = {name: tensor for name, tensor in target.state_dict(keep_vars=True).items() if name in state}
-    end = 0
-    for name in sorted(places, key=lambda name: state[name].data_ptr()):
-        place = places[name]
-        if id(place) not in kept:
-            tensor = state[name].detach().to(place.dtype)
-            if not share or not tensor.is_contiguous() or tensor.data_ptr() < end:
-                tensor = tensor.clone(memory_format=torch.contiguous_format)
-            else:
-                end = max(end, state[name].data_ptr() + state[name].nbytes)
-            is_parameter = isinstance(place, nn.Parameter)
-            kept[id(place)] = nn.Parameter(tensor, place.requires_grad) if is_parameter else tensor
-        found[name] = kept[id(place)]
-    return found
-
-
 def _up_to(card: StructureCard, target: ModuleSide) -> StructureCard:
     """The card up to where the target ends: another output of it is the last place that has the target's structure.
 
@@ -357,7 +306,7 @@ def _settled(
         )
     plan = found.settled.plan
     check_finite(weights)
-    fill(target, plan.apply(weights, target.state_dict()))
+    plan.load_into(target, weights)
     return Port(target, plan, found.settled.plan.certificate)
 
 
@@ -419,10 +368,3 @@ def _fitting(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dty
             f"Expected {name!r} as {dtype}, found {tensor.dtype}. Check that the checkpoint is the right one."
         )
     return tensor.detach().to(torch.promote_types(tensor.dtype, dtype) if dtype.is_floating_point else dtype)
-
-
-def _listing(label: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(map(repr, names[:5]))
-    return f"{label} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import pyrosys
+from pyrosys.adapters.fill import fill
 from pyrosys.errors import InputError, PyrosysError, StructureMismatch, WeightsError
 from pyrosys.hub import write_weights
-from pyrosys.porting import fill
 
 State = dict[str, Tensor]
 

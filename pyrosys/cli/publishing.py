@@ -90,7 +90,8 @@ def _with_weights(model: str, weights: str | None) -> nn.Module:
         return pyrosys.load(model)
     built = build_model(model)
     if weights is not None:
-        from pyrosys.porting import fill, state_for
+        from pyrosys.adapters.fill import fill
+        from pyrosys.porting import state_for
 
         state = state_for(built, pyrosys.hub.read_weights(pyrosys.hub.fetch(weights)))
         fill(built, state)

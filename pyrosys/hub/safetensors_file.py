@@ -10,11 +10,15 @@ padded with spaces to a multiple of 8 bytes.
 """
 
 import json
+import math
+import mmap
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from pyrosys.errors import InputError, WeightsError
@@ -27,20 +31,33 @@ __all__ = ["Header", "SafetensorsFile", "read_header", "write_safetensors"]
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 LARGEST = 2**63 - 1  # what torch can count to
 MOST_DIMENSIONS = 64  # torch's own limit
+STRETCHES = 64  # of a file, that are mapped one by one
+SHORTEST = 1 << 24  # bytes of a stretch
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a tensor is, and where its bytes are."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Header:
-    """The checked header of a safetensors file."""
+    """The checked header of a safetensors file; places count from the beginning of the file."""
 
-    shapes: dict[str, tuple[int, ...]]
+    places: dict[str, Place]
     metadata: dict[str, str]
 
 
 class SafetensorsFile(Mapping[str, Tensor]):
     """The tensors of one file, mapped into memory and read when asked for.
 
-    Changing a tensor in place changes what this mapping gives, never the file.
+    A tensor stays in memory for as long as somebody holds it: going through a file does not gather all of it. Changing one in
+    place never changes the file.
 
     Raises:
         WeightsError: The file is not sound.
@@ -50,22 +67,39 @@ class SafetensorsFile(Mapping[str, Tensor]):
         self.path = path
         header = read_header(path)
         self.metadata = header.metadata
-        self.shapes = header.shapes
+        self.shapes = {name: place.shape for name, place in header.places.items()}
+        self._places = header.places
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
+        self._map = self._mapped()
+        self._given = 0
+
+    def _mapped(self) -> mmap.mmap:
         try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(f"Expected {path} to be a safetensors file, found: {error}.") from error
+            return mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise WeightsError(
+                f"Cannot map {self.path} into memory: {error.strerror}. Free some, or use another machine."
+            ) from error
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
+        place = self._places[name]
+        if place.begin == place.end:
+            return torch.empty(place.shape, dtype=place.dtype)
+        if self._given > max(len(self._map) // STRETCHES, SHORTEST):
+            self._map, self._given = self._mapped(), 0  # the old one goes with the last of its tensors
+        self._given += place.end - place.begin
+        count = math.prod(place.shape)
+        return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=place.begin).view(place.shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._places)
 
 
 def read_header(path: Path) -> Header:
@@ -86,16 +120,16 @@ def read_header(path: Path) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WeightsError(f"Expected the metadata of {path} to map text to text, found {metadata!r:.100}.")
-    spans = {}
-    shapes = {}
-    for name, entry in entries.items():
-        spans[name], shapes[name] = _check_entry(entry, f"{name!r} in {path}")
-    _check_coverage(spans, size - 8 - length, path)
-    return Header(shapes, metadata)
+    for name in [*entries, *metadata, *metadata.values()]:
+        if not _is_unicode(name):
+            raise WeightsError(f"Expected names and metadata in {path} to be Unicode text, found {name!r:.100}.")
+    places = {name: _check_entry(entry, 8 + length, f"{name!r} in {path}") for name, entry in entries.items()}
+    _check_coverage(places, 8 + length, size, path)
+    return Header(places, metadata)
 
 
-def _check_entry(entry: object, where: str) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Return the place of one tensor in the data, and its shape."""
+def _check_entry(entry: object, start: int, where: str) -> Place:
+    """Return the place of one tensor, the data beginning at ``start``."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"Expected {where} to have dtype, shape and data_offsets, found {entry!r:.100}.")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -110,7 +144,7 @@ def _check_entry(entry: object, where: str) -> tuple[tuple[int, int], tuple[int,
         raise WeightsError(f"Expected {where} to have a shape that torch can count, found {shape!r:.100}.")
     if span[1] - span[0] != size:
         raise WeightsError(f"Expected {where}, {dtype} {shape}, to take {size} bytes, found the offsets {span}.")
-    return (span[0], span[1]), tuple(shape)
+    return Place(DTYPES[dtype], tuple(shape), start + span[0], start + span[1])
 
 
 def _are_sizes(values: object) -> bool:
@@ -118,16 +152,24 @@ def _are_sizes(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= LARGEST for value in values)
 
 
-def _check_coverage(spans: Mapping[str, tuple[int, int]], size: int, path: Path) -> None:
+def _is_unicode(text: str) -> bool:
+    return text == text.encode(errors="replace").decode()
+
+
+def _check_coverage(places: Mapping[str, Place], start: int, size: int, path: Path) -> None:
     """Check that the tensors cover the data without holes, overlaps or a rest."""
-    position = 0
-    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
-        if begin != position:
-            kind = "hole" if begin > position else "overlap"
-            raise WeightsError(f"Expected {name!r} in {path} to start at byte {position} of the data, found a {kind}.")
-        position = end
+    position = start
+    for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if place.begin != position:
+            kind = "hole" if place.begin > position else "overlap"
+            raise WeightsError(
+                f"Expected {name!r} in {path} to start at byte {position - start} of the data, found a {kind}."
+            )
+        position = place.end
     if position != size:
-        raise WeightsError(f"Expected {position} bytes of data in {path}, found {size}: the file is cut or extended.")
+        raise WeightsError(
+            f"Expected {position - start} bytes of data in {path}, found {size - start}: the file is cut or extended."
+        )
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -139,7 +181,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         InputError: A name, a tensor or the metadata cannot be written.
     """
     for text in [*state, *metadata, *metadata.values()]:
-        if not isinstance(text, str) or text != text.encode(errors="replace").decode():
+        if not isinstance(text, str) or not _is_unicode(text):
             raise InputError(f"Expected names and metadata to be Unicode text, found {text!r:.100}.")
     if "__metadata__" in state:
         raise InputError("Expected tensor names other than '__metadata__', which the format reserves. Rename it.")

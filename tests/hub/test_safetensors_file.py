@@ -1,6 +1,7 @@
 """The safetensors format: what is written can be read, what is not sound is refused."""
 
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,23 @@ def test_the_same_content_written_differently_reads_the_same(spaces: int, data: 
     path = written.with_name("changed.safetensors")
     path.write_bytes(assemble(text.encode() + b" " * spaces, tensors))
     assert_equal(read_weights(path), STATE)
+
+
+def test_going_through_a_file_does_not_gather_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {f"{n:02}": torch.full((64,), float(n)) for n in range(40)}
+    write_weights(tmp_path / "a.safetensors", state)
+    monkeypatch.setattr("pyrosys.hub.safetensors_file.SHORTEST", 0)
+    monkeypatch.setattr("pyrosys.hub.safetensors_file.STRETCHES", 10)
+    file, held = SafetensorsFile(tmp_path / "a.safetensors"), {}
+    maps: list[weakref.ref[object]] = []
+    for name in file:
+        if name == "07":
+            held[name] = file[name]
+        assert torch.equal(file[name], state[name])
+        if not maps or maps[-1]() is not file._map:
+            maps.append(weakref.ref(file._map))
+    assert len(maps) > 5
+    assert sum(reference() is not None for reference in maps) == 2  # the present one, and that of the tensor held
+    assert torch.equal(held["07"], state["07"])
+    held.clear()
+    assert sum(reference() is not None for reference in maps) == 1
