@@ -263,6 +263,7 @@ class Colouring:
             ) from error
 
     def _run(self) -> dict[Place, Streams]:
+        self.let_go()  # of the last run, so that this one finds its memory free
         leaves, total = self._forward()
         sketches, reaches = self._sketch()
         self.sketches = sketches
