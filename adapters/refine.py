@@ -21,6 +21,7 @@ __all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "r
 
 _ROUNDS = 12
 _REWARD = 2
+_FURTHER = 24  # features tried one by one where no likely one is the counterpart
 _FEATURES = {"contract", "look up"}
 
 
@@ -65,6 +66,15 @@ def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, at_o
     return Refinement(agree, settled, refiner.rounds, at_once)
 
 
+@dataclasses.dataclass
+class _State:
+    """What a choice that turns out wrong goes back to."""
+
+    families: list[dict[Place, Family]]
+    conflicts: int
+    noise: float
+
+
 class _Refiner:
     def __init__(self, sides: tuple[Colouring, Colouring], use_numbers: bool):
         self.sides = sides
@@ -80,13 +90,13 @@ class _Refiner:
 
     # State
 
-    def save(self) -> list[dict[Place, Family]]:
-        return [dict(side.families) for side in self.sides]
+    def save(self) -> "_State":
+        return _State([dict(side.families) for side in self.sides], self.conflicts, self.noise)
 
-    def load(self, state: list[dict[Place, Family]]) -> None:
-        for side, families in zip(self.sides, state, strict=True):
+    def load(self, state: "_State") -> None:
+        for side, families in zip(self.sides, state.families, strict=True):
             side.families = dict(families)
-        self.count = 0
+        self.count, self.conflicts, self.noise = 0, state.conflicts, state.noise
 
     # Rounds
 
@@ -100,6 +110,8 @@ class _Refiner:
 
     def round(self) -> None:
         self.ran_under = [side.families for side in self.sides]
+        for side in self.sides:
+            side.vary(self.rounds)
         streams = [side.run() for side in self.sides]
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
@@ -152,14 +164,14 @@ class _Refiner:
 
         Of a choice that leaves no feature like another, one round tells whether it is right. Otherwise it is taken back.
         """
-        before, conflicts, count = self.save(), self.conflicts, self.count
+        before, count = self.save(), self.count
         for kinds in (_FEATURES, {"elements"}):
             self._order(self._orderable(kinds), kinds)
         self.round()
         if self.agree() and self.noise < _FINEST and not self._orderable() and not self._undecided():
             return True
         self.load(before)
-        self.conflicts, self.count = conflicts, count
+        self.count = count
         return False
 
     def choose_orders(self) -> None:
@@ -195,19 +207,23 @@ class _Refiner:
         """Order features of these colours, all of them or the first against the rest; taken back if the models then differ."""
         if not colours:
             return False
-        before, conflicts = self.save(), self.conflicts
+        before = self.save()
         self._order(colours, _FEATURES, only_first=not whole)
-        return self._accept(before, conflicts)
+        return self._accept(before)
 
-    def _accept(self, before: list[dict[Place, Family]], conflicts: int) -> bool:
-        """Settle, and keep the outcome if the models still show the same colours; go back otherwise."""
+    def _accept(self, before: "_State") -> bool:
+        """Settle, and keep the outcome if the models still show the same colours; go back otherwise.
+
+        Noise that a choice brings in is none: numbers differ that should not, by less than counts as a conflict.
+        """
         self.settle()
-        if self.equal_colours() and (self.conflicts == 0 or self.conflicts < conflicts):
+        as_good = self.conflicts == 0 or self.conflicts < before.conflicts
+        as_quiet = self.noise <= max(_FINEST, _CLEAR * before.noise)
+        if as_good and as_quiet and self.equal_colours():
             self.hope += _REWARD
             return True
         self.hope -= 1
         self.load(before)
-        self.conflicts = conflicts
         return False
 
     def _first_undecided(self, colours: set[int]) -> set[int]:
@@ -227,7 +243,7 @@ class _Refiner:
         if not colours:
             return False
         shared = torch.tensor(colours)
-        before, conflicts, count = self.save(), self.conflicts, self.count
+        before, count = self.save(), self.count
         for side in self.sides:
             seen: dict[int, int] = {}
             families = dict(side.families)
@@ -245,22 +261,27 @@ class _Refiner:
                     unit[mine] = mix(unit[mine], number, 56)
                 families[place] = Family(units.reshape(family.features.shape), family.rows)
             side.families = families
-        return self._accept(before, conflicts) and self.count > count
+        return self._accept(before) and self.count > count
 
     def _tell_one_apart(self, colours: set[int]) -> bool:
-        """Individualise one element of a class in one model, and try the places and starts where it may be in the other."""
+        """Individualise one element of a class in one model, and try which one it may be in the other: likely ones first."""
         for colour in sorted(colours):
             anchored, other = sorted((0, 1), key=lambda side: -len(self._holders(side, colour)))
             anchors, others = self._holders(anchored, colour), self._holders(other, colour)
-            starts = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
+            sizes = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
             place, at = anchors[0]
-            before, conflicts = self.save(), self.conflicts
+            before, hope = self.save(), self.hope
+            likely, others_too = [], []
             for candidate, positions in others:
-                for start in sorted(s for s in starts if s < len(positions)):
-                    self._mark(anchored, place, int(at[0]))
-                    self._mark(other, candidate, int(positions[start]))
-                    if self._accept(before, conflicts):
-                        return True
+                for number, position in enumerate(positions.tolist()):
+                    starts = number in sizes or position != int(positions[number - 1]) + 1  # or behind one told apart
+                    (likely if starts else others_too).append((candidate, position))
+            for candidate, position in [*likely, *others_too[:_FURTHER]]:
+                self._mark(anchored, place, int(at[0]))
+                self._mark(other, candidate, position)
+                if self._accept(before):
+                    self.hope = hope + _REWARD
+                    return True
         return False
 
     def _undecided(self) -> set[int]:
