@@ -97,6 +97,7 @@ class _Refiner:
         for side, families in zip(self.sides, state.families, strict=True):
             side.families = dict(families)
         self.count, self.conflicts, self.noise = 0, state.conflicts, state.noise
+        self.fresh = False  # they last ran under other colours
 
     # Rounds
 

@@ -199,12 +199,34 @@ class Four(nn.Module):
         return self.output(self.norm(torch.einsum("bic,bjc->bijc", left, right)))
 
 
+class Unfelt(nn.Module):
+    """Heads of causal attention of which the first position is read: queries and keys change nothing, whatever their order."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.maps = form, nn.Linear(WIDTH, 18, bias=False)
+        self.inner, self.output = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.maps(self.inner(x).tanh())
+        if self.form == "joined":
+            parts = y.unflatten(-1, (3, 2, 3)).unbind(-3)
+        else:
+            key, value, query = y.unflatten(-1, (2, 3, 3)).unbind(-1)
+            parts = query, key, value
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (query @ key.mT).masked_fill(hidden, -torch.inf)
+        return self.output((scores.softmax(-1) @ value).transpose(1, 2).flatten(-2)[:, 0])
+
+
 class FirstOnly(nn.Module):
     """A causal window of which the first position is read: its earlier taps meet padding wherever it matters."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
-        self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(INNER, OUT)
+        self.form, self.inner = form, nn.Linear(WIDTH, WIDTH)
+        self.middle, self.output = nn.Linear(INNER, WIDTH), nn.Linear(WIDTH, OUT)
         self.taps = nn.Parameter(torch.empty(*((INNER, WIDTH, 2) if form == "kernel" else (2, WIDTH, INNER))))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +235,7 @@ class FirstOnly(nn.Module):
             y = F.conv1d(F.pad(y.mT, (1, 0)), self.taps).mT
         else:
             y = torch.cat([F.pad(y, (0, 0, 1, 0))[:, :-1], y], -1) @ self.taps.flatten(0, 1)
-        return self.output(y[:, 0].relu())
+        return self.output((x + self.middle(y.relu()))[:, 0].tanh())
 
 
 CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
@@ -231,6 +253,7 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "weight norm in a loop | matrix": (Looped, "weight norm", "matrix"),
     "low rank in a loop | matrix": (Looped, "low rank", "matrix"),
     "last round without order, joined | by feature": (LastRound, "joined", "by feature"),
+    "queries and keys that are not felt, joined | by feature": (Unfelt, "joined", "by feature"),
     "first position of a window, kernel | matrix": (FirstOnly, "kernel", "matrix"),
     "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
