@@ -296,9 +296,7 @@ def _contracted_links(
     return found
 
 
-def _grouped_links(
-    left: Tensor, right: Tensor, labels: Tensor, silent: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _grouped_links(left: Tensor, right: Tensor, labels: Tensor, silent: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pair positions of target and source that have equal labels by their signatures; those of the target come first."""
     group = torch.unique(labels, dim=0, return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]

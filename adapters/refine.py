@@ -21,6 +21,7 @@ __all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "r
 
 _ROUNDS = 12
 _REWARD = 2
+_DOUBTS = 4  # rounds that a feature which was picked from many has to stand
 _FURTHER = 24  # features tried one by one where no likely one is the counterpart
 _FEATURES = {"contract", "look up"}
 
@@ -212,20 +213,27 @@ class _Refiner:
         self._order(colours, _FEATURES, only_first=not whole)
         return self._accept(before)
 
-    def _accept(self, before: "_State") -> bool:
-        """Settle, and keep the outcome if the models still show the same colours; go back otherwise.
+    def _accept(self, before: "_State", further: int = 0) -> bool:
+        """Settle, and keep the outcome if the models still show the same colours, in further rounds too; go back otherwise."""
+        self.settle()
+        fits = self._fits(before)
+        for _ in range(further):
+            if fits:
+                self.round()
+                fits = self._fits(before)
+        self.hope += _REWARD if fits else -1
+        if not fits:
+            self.load(before)
+        return fits
+
+    def _fits(self, before: "_State") -> bool:
+        """Whether the models still show the same colours, and numbers say as little against it as before.
 
         Noise that a choice brings in is none: numbers differ that should not, by less than counts as a conflict.
         """
-        self.settle()
         as_good = self.conflicts == 0 or self.conflicts < before.conflicts
         as_quiet = self.noise <= max(_FINEST, _CLEAR * before.noise)
-        if as_good and as_quiet and self.equal_colours():
-            self.hope += _REWARD
-            return True
-        self.hope -= 1
-        self.load(before)
-        return False
+        return as_good and as_quiet and self.equal_colours()
 
     def _first_undecided(self, colours: set[int]) -> set[int]:
         """Those of the colours that occur in the earliest place where any does."""
@@ -277,20 +285,58 @@ class _Refiner:
                 for number, position in enumerate(positions.tolist()):
                     starts = number in sizes or position != int(positions[number - 1]) + 1  # or behind one told apart
                     (likely if starts else others_too).append((candidate, position))
+            members = [torch.nonzero(self._flat(side) == colour).reshape(-1).tolist() for side in (0, 1)]
             for candidate, position in [*likely, *others_too[:_FURTHER]]:
                 self._mark(anchored, place, int(at[0]))
                 self._mark(other, candidate, position)
-                if self._accept(before):
+                if self._accept(before, _DOUBTS):
                     self.hope = hope + _REWARD
+                    self._order_like(members)
                     return True
         return False
+
+    def _order_like(self, members: list[list[int]]) -> None:
+        """Order what is left of a class as the features lie that came apart together: a unit of a gated layer and its gate."""
+        before, flats = self.save(), [self._flat(side) for side in (0, 1)]
+        rest = torch.mode(flats[0][members[0]]).values
+        units: list[list[list[int]]] = []
+        for flat, mine in zip(flats, members, strict=True):
+            apart = sorted((m for m in mine if flat[m] != rest), key=lambda m, flat=flat: int(flat[m]))
+            left, found = {m for m in mine if flat[m] == rest}, []
+            for start in sorted(left) if 1 < len(apart) < len(left) else []:
+                unit = [start + m - apart[0] for m in apart]
+                if left.issuperset(unit):
+                    left.difference_update(unit)
+                    found.append(unit)
+            units.append(found)
+        if not units[0] or len(units[0]) != len(units[1]):
+            return
+        for side, (flat, found) in enumerate(zip(flats, units, strict=True)):
+            at = torch.tensor(found)
+            numbers = torch.arange(at.numel()).reshape(at.shape)
+            flat[at] = mix(flat[at], numbers, 58)
+            self._set(side, flat)
+        self._accept(before)
+
+    def _flat(self, side: int) -> Tensor:
+        """Colours of the features of all places, one behind the other."""
+        return torch.cat([f.features.reshape(-1) for p, f in self.sides[side].families.items() if p.kind in _FEATURES])
+
+    def _set(self, side: int, flat: Tensor) -> None:
+        """Give the features of all places these colours."""
+        families = dict(self.sides[side].families)
+        for place, family in families.items():
+            if place.kind in _FEATURES:
+                mine, flat = flat[: family.features.numel()], flat[family.features.numel() :]
+                families[place] = Family(mine.reshape(family.features.shape), family.rows)
+        self.sides[side].families = families
+        self.count = 0
 
     def _undecided(self) -> set[int]:
         """Colours of several features, as many in one model as in the other."""
         found = []
-        for side in self.sides:
-            every = [f.features.reshape(-1) for p, f in side.families.items() if p.kind in _FEATURES]
-            colours, sizes = torch.unique(torch.cat(every), return_counts=True)
+        for side in (0, 1):
+            colours, sizes = torch.unique(self._flat(side), return_counts=True)
             found.append({c: n for c, n in zip(colours.tolist(), sizes.tolist(), strict=True) if n > 1 and c != DEAD})
         return {c for c, n in found[0].items() if found[1].get(c) == n}
 

@@ -181,6 +181,25 @@ class LastRound(nn.Module):
         return self.output(x[:, 0])
 
 
+class Rectified(nn.Module):
+    """A gate and what it multiplies: equal numbers do not tell which is which, as `relu(x) x` has one derivative for both."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.output = form, nn.Linear(INNER, OUT, bias=False)
+        self.maps = nn.ModuleList(
+            nn.Linear(WIDTH, INNER if form == "apart" else 2 * INNER, bias=False)
+            for _ in range(2 if form == "apart" else 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "by feature":
+            value, gate = self.maps[0](x).unflatten(-1, (INNER, 2)).unbind(-1)
+        else:
+            gate, value = [one(x) for one in self.maps] if self.form == "apart" else self.maps[0](x).chunk(2, -1)
+        return self.output(F.relu(gate) * value)
+
+
 class Four(nn.Module):
     """Four parts of one map, joined or side by side, in a product of pairs with a norm behind."""
 
@@ -255,6 +274,8 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "last round without order, joined | by feature": (LastRound, "joined", "by feature"),
     "queries and keys that are not felt, joined | by feature": (Unfelt, "joined", "by feature"),
     "first position of a window, kernel | matrix": (FirstOnly, "kernel", "matrix"),
+    "rectified gate, joined | by feature": (Rectified, "joined", "by feature"),
+    "rectified gate, apart | by feature": (Rectified, "apart", "by feature"),
     "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
 
