@@ -215,29 +215,29 @@ class _Trial:
         """The plan, with elements told apart by the numbers that they take part in, and by structure."""
         for at_once in (True, False):  # what was decided at once may be wrong; then carefully
             self.best = None
-            for salt in (0, 1):
-                if (
-                    salt == 0 or not self._closest.settled
-                ):  # other made-up numbers help where these were unlucky at first
-                    self._try(salt, use_numbers=True, at_once=at_once)
-                if self._closest.agree:
-                    break
-            plan = self._proved()
-            if plan is not None or not self._closest.at_once:
+            plan = self._tried(0, use_numbers=True, at_once=at_once)
+            if (
+                self.best is not None and not self.best.refinement.settled
+            ):  # other numbers may be luckier from the start
+                plan = self._tried(1, use_numbers=True, at_once=at_once)
+            if plan is not None or self.best is None or not self.best.refinement.at_once:
                 return plan
         return None
 
     def by_structure(self) -> Plan | None:
-        """The plan, with elements told apart by structure alone; after the numbers, where these do not agree."""
-        if self._closest.agree:
+        """The plan, with elements told apart by structure alone, where the numbers do not agree."""
+        if self.best is None or self.best.refinement.agree:
             return None
-        self._try(2, use_numbers=False, at_once=False)
-        return self._proved()
+        return self._tried(2, use_numbers=False, at_once=False)
 
-    @property
-    def _closest(self) -> Refinement:
-        assert self.best is not None
-        return self.best.refinement
+    def _tried(self, salt: int, *, use_numbers: bool, at_once: bool) -> Plan | None:
+        """The plan of what came closest, if it stands; a model that holds what cannot be computed from the other's is refused."""
+        try:
+            self._try(salt, use_numbers=use_numbers, at_once=at_once)
+            return self._proved()
+        except StructureMismatch as error:
+            self.refusal = lambda error=error: error
+            return None
 
     def _try(self, salt: int, *, use_numbers: bool, at_once: bool) -> None:
         """Colour until both models show the same colours and every place is explained."""
@@ -267,8 +267,7 @@ class _Trial:
             plan = _plan(self.source, self.target, self.structures, best)
         except StructureMismatch as error:
             error.found = Mismatch(self.structures, Parting(str(error)))
-            self.refusal = lambda error=error: error
-            return None
+            raise
         if best.order is not None:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
             plan.output_order = tuple(best.order.tolist())
