@@ -287,10 +287,10 @@ def _contracted_links(
     left = torch.cat([_column_signatures(t, t.structure.places[at], mine) for t, _ in probes], 1)
     right = torch.cat([_column_signatures(s, s.structure.places[other_at], theirs) for _, s in probes], 1)
     origins = torch.cat([_column_origins(target, place, mine), _column_origins(source, other_place, theirs)])
-    silent = torch.cat([_silent_columns(target, place, mine), _silent_columns(source, other_place, theirs)])
-    found = _grouped_links(left, right, torch.stack([origins, silent], 1), silent)
+    silent = torch.cat([_silent_columns(target, place, mine), _silent_columns(source, other_place, theirs)]).long()
+    found = _grouped_links(left, right, mix(origins.long(), silent), silent)
     if found is None:  # features that no number feels are paired in any order, and give what follows them other origins
-        found = _grouped_links(left, right, silent.unsqueeze(1), silent)
+        found = _grouped_links(left, right, silent, silent)
         if found is not None and bool(((left[found[0]] - right[found[1]]).abs() > _FAR).any()):
             return None
     return found
@@ -298,7 +298,7 @@ def _contracted_links(
 
 def _grouped_links(left: Tensor, right: Tensor, labels: Tensor, silent: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pair positions of target and source that have equal labels by their signatures; those of the target come first."""
-    group = torch.unique(labels, dim=0, return_inverse=True)[1]
+    group = torch.unique(labels, return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]
     count = int(group.max()) + 1
     counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)

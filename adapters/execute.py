@@ -26,13 +26,15 @@ def execute(captured: Capture, state: Mapping[str, Tensor]) -> Iterator[tuple[fx
     spent: dict[fx.Node, list[fx.Node]] = {}
     for argument, node in last.items():
         spent.setdefault(node, []).append(argument)
+    # `as_strided` counts from the beginning of the memory that a tensor is part of.
+    own_memory = any(node.target is torch.ops.aten.as_strided.default for node in captured.graph.nodes)
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in captured.graph.nodes:
             if node.op == "placeholder" and node.users:
                 name = node.meta["parameter"]
                 found = next(n for n in (name, *aliases.get(name, ())) if n in state)
-                values[node] = state[found].to(torch.float64)
+                values[node] = state[found].to(torch.float64, copy=own_memory)
             elif node.op == "get_attr":
                 constant = node.meta["constant"]
                 values[node] = constant.to(torch.float64) if constant.is_floating_point() else constant

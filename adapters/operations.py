@@ -306,14 +306,21 @@ def _reduced_to(reduced: Tensor, dims: list[int], source: Any, shape: tuple[int,
 
 def _max_product(a: Tensor, b: Tensor, silent_a: Tensor | None, silent_b: Tensor | None) -> Tensor:
     """Dependence of a matrix product, shapes (…, n, k) and (…, k, m), leaving out products with a mask's zero."""
-    if silent_a is None and silent_b is None:
-        return torch.maximum(a.amax(-1, keepdim=True), b.amax(-2, keepdim=True))
-    both = torch.maximum(a.unsqueeze(-1), b.unsqueeze(-3))
-    if silent_a is not None:
-        both = torch.where(silent_a.unsqueeze(-1), NONE, both)
+    if silent_b is not None and silent_a is not None:
+        both = torch.maximum(a.unsqueeze(-1), b.unsqueeze(-3))
+        silent = silent_a.unsqueeze(-1) | silent_b.unsqueeze(-3)
+        return torch.where(silent, NONE, both).amax(-2)
     if silent_b is not None:
-        both = torch.where(silent_b.unsqueeze(-3), NONE, both)
-    return both.amax(-2)
+        return _max_product(b.mT, a.mT, silent_b.mT, None).mT
+    if silent_a is not None:
+        return torch.maximum(torch.where(silent_a, NONE, a).amax(-1, keepdim=True), _largest_seen(silent_a, b))
+    return torch.maximum(a.amax(-1, keepdim=True), b.amax(-2, keepdim=True))
+
+
+def _largest_seen(silent: Tensor, b: Tensor) -> Tensor:
+    """For each row of a mask (…, n, k), the largest of `b`, (…, k, m), that it does not silence; one row if all are alike."""
+    rows = range(1) if bool((silent == silent[..., :1, :]).all()) else range(silent.shape[-2])
+    return torch.stack([torch.where(silent[..., row, :, None], NONE, b).amax(-2) for row in rows], -2)
 
 
 def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:

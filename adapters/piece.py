@@ -89,7 +89,8 @@ class Piece:
                 return None
             sizes.append(axis.length)
             strides.append(step)
-        return tensor.as_strided(sizes, strides, self.target_offset if side == "target" else self.source_offset)
+        offset = self.target_offset if side == "target" else self.source_offset
+        return tensor.as_strided(sizes, strides, tensor.storage_offset() + offset)
 
     def run(self, target: Tensor, source: Tensor | None) -> None:
         """Copy into a contiguous target tensor."""

@@ -226,7 +226,8 @@ class Reading:
         for block in link.blocks:
             rows = (wanted.squeezed[0] // len(link.blocks), *wanted.squeezed[1:]) if wanted.squeezed else ()
             name, offset = self._source(block, layer)
-            view = torch.as_strided(self.weights[name].contiguous(), block.sizes, block.strides, offset)
+            whole = self.weights[name].contiguous()
+            view = whole.as_strided(block.sizes, block.strides, whole.storage_offset() + offset)
             parts.append(view.reshape(rows))
         return torch.cat(parts) if parts[0].dim() else parts[0]
 

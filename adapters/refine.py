@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams, mix
+from pyrosys.adapters.sides import on_both
 from pyrosys.adapters.structure import Place
 
 __all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "refine"]
@@ -114,7 +115,7 @@ class _Refiner:
         self.ran_under = [side.families for side in self.sides]
         for side in self.sides:
             side.vary(self.rounds)
-        streams = [side.run() for side in self.sides]
+        streams = on_both(Colouring.run, self.sides)
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
         colour, exact, numbers = (
@@ -156,8 +157,7 @@ class _Refiner:
                     for place, now in side.families.items()
                 }
         else:
-            for side in self.sides:
-                side.run()
+            on_both(Colouring.run, self.sides)
 
     # Orders
 
@@ -522,21 +522,31 @@ def _split(groups: Tensor, values: Tensor, side: Tensor) -> tuple[Tensor, Tensor
     """Groups split by one column of numbers, which elements are in conflict, and the largest noise of the others."""
     if not len(groups):
         return groups, torch.zeros(0, dtype=torch.bool), 0.0
-    order = order_by_group(groups, values)
+    count = int(groups.max()) + 1
+    low, high = (_extreme(groups, values, count, reduction) for reduction in ("amin", "amax"))
+    wide = high - low > _FINEST
+    largest = float(torch.where(wide, 0.0, high - low).max())  # the noise of groups too narrow to split is no larger
+    order = torch.nonzero(wide[groups]).reshape(-1)
+    order = order[order_by_group(groups[order], values[order])]
     group, value, own = groups[order], values[order], side[order]
-    count = int(group[-1]) + 1
-    noise = torch.zeros(count, dtype=torch.float64).scatter_reduce_(
-        0, group, _distance_to_other(group, value, own), "amax"
-    )
+    noise = _extreme(group, _distance_to_other(group, value, own), count, "amax")
     noise = torch.where(torch.isfinite(noise), noise, 0.0)  # a group of one model only has nothing to differ from
     conflict = noise > _CONFLICT
     limit = torch.where(conflict, torch.inf, (_CLEAR * noise).clamp(min=_FINEST))
-    new = torch.ones_like(group, dtype=torch.bool)
-    new[1:] = (group[1:] != group[:-1]) | (value[1:] - value[:-1] > limit[group[1:]])
-    part = torch.cumsum(new.to(torch.int64), 0) - 1
-    result = torch.empty_like(part)
-    result[order] = part
-    return result, conflict[groups], float(torch.where(conflict, 0.0, noise).max())
+    first, new = torch.ones_like(group, dtype=torch.bool), torch.zeros_like(group, dtype=torch.bool)
+    first[1:] = group[1:] != group[:-1]
+    new[1:] = ~first[1:] & (value[1:] - value[:-1] > limit[group[1:]])
+    # The first part of a group keeps its number, the others get new ones.
+    parts = torch.cumsum(new.to(torch.int64), 0)
+    begun = torch.cummax(torch.where(first, torch.arange(len(group)), 0), 0).values
+    result = groups.clone()
+    result[order] = torch.where(parts == parts[begun], group, count - 1 + parts)
+    return result, conflict[groups], max(largest, float(torch.where(conflict, 0.0, noise).max()))
+
+
+def _extreme(groups: Tensor, values: Tensor, count: int, reduction: str) -> Tensor:
+    """The smallest or largest value of each group; zero where there is none."""
+    return torch.zeros(count, dtype=torch.float64).scatter_reduce_(0, groups, values, reduction, include_self=False)
 
 
 def order_by_group(group: Tensor, value: Tensor) -> Tensor:

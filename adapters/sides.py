@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from pyrosys.adapters.products import merge_products
 from pyrosys.adapters.sums import join_parts, join_sums
 from pyrosys.errors import CaptureError, PyrosysError
 
-__all__ = ["FROZEN", "READINGS", "ModuleSide", "Side"]
+__all__ = ["FROZEN", "READINGS", "ModuleSide", "Side", "on_both"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 
 FROZEN = "buffers for constants"
 _REWRITES = {
@@ -35,6 +38,14 @@ _REWRITES = {
 }
 READINGS = (FROZEN, *_REWRITES)
 """Other ways to read a model than the plain one."""
+
+
+def on_both(do: Callable[[T], R], sides: tuple[T, T]) -> list[R]:
+    """Do the same for source and target, at the same time where more than one thread is allowed."""
+    if torch.get_num_threads() == 1:
+        return [do(side) for side in sides]
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(do, sides))
 
 
 class Side(Protocol):

@@ -21,7 +21,7 @@ from pyrosys.adapters.certificate import Certificate, Comparison, versions
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.outputs import align_outputs
 from pyrosys.adapters.part import Part, side_of
-from pyrosys.adapters.sides import FROZEN, Side
+from pyrosys.adapters.sides import FROZEN, Side, on_both
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import CaptureError, VerificationError
 
@@ -66,7 +66,8 @@ class LazyState(Mapping[str, Tensor]):
 def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, size: float = 1.0) -> LazyState:
     """Fresh random values for every tensor that the outputs depend on, in float64, the same each time they are asked for.
 
-    Weights are scaled by fan-in, gains lie around one, tensors from which a root is taken are positive.
+    Weights are scaled by fan-in, gains lie around one, tensors from which a root is taken are positive. Tensors are stretches
+    of common memory, so that making them costs nothing: they are to be read only.
 
     Args:
         structure: the captured model.
@@ -77,16 +78,20 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
     ranges: dict[str, tuple[int, float, float]] = {}
     for place in structure.places:
         for root, low, spread in _ranges(structure, place):
-            ranges.setdefault(root.meta["parameter"], (len(ranges), low, spread))
+            ranges.setdefault(root.meta["parameter"], (len(ranges), low, spread if low else spread * size))
+    longest: dict[tuple[float, float], int] = {}
+    for name, (_, *kind) in ranges.items():
+        longest[*kind] = max(longest.get((*kind,), 0), state[name].numel())
+    pools: dict[tuple[float, float], Tensor] = {}
 
     def make(name: str) -> Tensor:
         tensor = state[name]
         if name in ranges:
-            number, low, spread = ranges[name]
-            noise = _noise(tensor.shape, seed, number)
-            if low == 0.0:
-                return noise.mul_(spread * size)
-            return noise.mul_(spread).add_(low).abs_().add_(0.1)
+            number, *kind = ranges[name]
+            if (*kind,) not in pools:
+                pools[*kind] = _pool(seed, longest[*kind], *kind)
+            start = number * 618_034 % _DRAWN  # the golden section keeps the places apart
+            return pools[*kind][start : start + tensor.numel()].reshape(tensor.shape)
         if tensor.is_meta:
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
         return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
@@ -94,23 +99,20 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
     return LazyState(state, make)
 
 
-_POOL = 1_000_003  # a prime, so that no row of a tensor made of copies equals another
+_DRAWN = 1_000_003  # a prime, so that no row of a tensor made of copies equals another
 
 
 @functools.lru_cache(4)
-def _pool(seed: int) -> Tensor:
-    return torch.randn(_POOL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _drawn(seed: int) -> Tensor:
+    return torch.randn(_DRAWN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _noise(shape: torch.Size, seed: int, number: int) -> Tensor:
-    """Normal numbers: a stretch of one draw, from a place of its own for each number, repeated where it is too short."""
-    pool, result = _pool(seed), torch.empty(shape, dtype=torch.float64)
-    line, start = result.reshape(-1), number * 618_034 % _POOL  # the golden section keeps the places apart
-    while len(line):
-        part = pool[start : start + len(line)]
-        line[: len(part)] = part
-        line, start = line[len(part) :], 0
-    return result
+def _pool(seed: int, longest: int, low: float, spread: float) -> Tensor:
+    """Random numbers of one kind, of which every tensor of up to a length is a stretch: one draw, repeated."""
+    drawn = _drawn(seed) * spread
+    if low:
+        drawn.add_(low).abs_().add_(0.1)
+    return drawn.repeat(1 + -(-longest // _DRAWN))
 
 
 def _ranges(structure: Structure, place: Place) -> list[tuple[fx.Node, float, float]]:
@@ -146,8 +148,9 @@ def compare(
     difference, scale = 0.0, 0.0
     outputs: list[list[Tensor]] = []
     for probe in range(len(source.probes)):
-        expected = source.run(source_state, probe, dtype)
-        found = target.run(target_state, probe, dtype)
+        runs = (source, source_state), (target, target_state)
+        both = on_both if isinstance(source, _Recorded) else map  # what a module does may concern the whole process
+        expected, found = both(lambda run, probe=probe: run[0].run(run[1], probe, dtype), runs)
         for e, f in zip(expected, found, strict=True):
             if e.shape != f.shape:
                 raise VerificationError(
@@ -190,9 +193,9 @@ def rounding_response(
             return tensor
         moved = tensor.to(torch.float64 if dtype == torch.float64 else tensor.dtype, copy=True).contiguous()
         generator = torch.Generator().manual_seed(len(name) + tensor.numel())
-        sign = torch.randint(0, 2, (min(tensor.numel(), _POOL),), generator=generator) * 2 - 1
+        sign = torch.randint(0, 2, (min(tensor.numel(), _DRAWN),), generator=generator) * 2 - 1
         factor = (1 + step * sign.to(torch.float64)).to(moved.dtype)
-        for part in moved.reshape(-1).split(_POOL):
+        for part in moved.reshape(-1).split(_DRAWN):
             part.mul_(factor[: len(part)])
         return moved
 
@@ -227,14 +230,19 @@ def deterministic(side: Side, state: Mapping[str, Tensor]) -> None:
             )
 
 
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Merkle digest of a state, names sorted."""
+def digest_of(state: Mapping[str, Tensor], known: dict[tuple[Any, ...], bytes] | None = None) -> str:
+    """Merkle digest of a state, names sorted; `known` keeps the digests of tensors, for states that share some."""
+    known = {} if known is None else known
 
     def leaf(name: str) -> bytes:
-        tensor = state[name].detach().contiguous().cpu()
-        digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-        return digest.digest()
+        tensor = state[name].detach()
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in known or not tensor.numel():
+            tensor = tensor.contiguous().cpu()
+            digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            known[key] = digest.digest()
+        return known[key]
 
     total = hashlib.sha256()
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing lets other threads run
@@ -261,33 +269,29 @@ def certify(
     """
     state = source.state()
     own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
-    rounds = _ROUNDS
+    rounds, wide = _ROUNDS, (source, target)
     if sum(t.numel() for t in state.values()) > _LARGE:
-        source, target = (_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
-        rounds = _ROUNDS[:1]
+        rounds, wide = _ROUNDS[:1], tuple(_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
     comparisons: list[Comparison] = []
     failed: tuple[Outcome, Mapping[str, Tensor]] | None = None
     precision = torch.float64
     for seed, size, label in rounds:
         drawn = _consistent(random_state(structures[0], state, seed, size), plan)
         mapped = LazyState(plan.target, lambda name, drawn=drawn: plan.tensor(name, drawn, own))
-        if rounds is _ROUNDS:
-            drawn, mapped = dict(drawn), dict(mapped)
+        if rounds is _ROUNDS:  # memory of its own for each, which a model may write to
+            drawn = {name: tensor.clone() for name, tensor in drawn.items()}
+            mapped = {name: tensor.clone() for name, tensor in mapped.items()}
         try:
             if seed == 0 and rounds is _ROUNDS:
                 deterministic(source, drawn)
                 deterministic(target, mapped)
-            outcome = compare(
-                source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
-            )
+            outcome = compare(*wide, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
         except CaptureError as error:
             if "not deterministic" in str(error) or precision == torch.float32:
                 raise
             precision = torch.float32
             drawn, mapped = _single(drawn), _single(mapped)
-            outcome = compare(
-                source, target, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
-            )
+            outcome = compare(*wide, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
         comparisons.append(outcome.comparison)
         if not outcome.agrees:
             failed = (outcome, drawn)
@@ -302,10 +306,11 @@ def certify(
         )
         if not outcome.agrees and dtype != torch.float64:
             outcome = compare(
-                source, target, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
+                *wide, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
             )
         comparisons.append(outcome.comparison)
-        digests = (digest_of(real), digest_of(mapped))
+        known: dict[tuple[Any, ...], bytes] = {}
+        digests = (digest_of(real, known), digest_of(mapped, known))
         if not outcome.agrees:
             failed = (outcome, real)
     certificate = Certificate(
