@@ -5,7 +5,9 @@ their sketch agree, and their numbers as far as the noise in them tells. Where c
 share one (the hidden units of a layer may be permuted without any effect), an order is chosen: the order in which each model
 stores them. A choice is kept only if both models still show the same colours afterwards. First all orders are chosen at
 once; if that splits the models apart, only the first element of each class is told from the rest (individualisation, as in
-McKay's canonical labelling), which reveals more, and the rest is tried again; at last one place at a time.
+McKay's canonical labelling), which reveals more, and the rest is tried again; at last one place at a time, and one feature
+of it against each that it may be. Every round makes other numbers up, so that a choice which a few numbers do not speak
+against is found out by others.
 """
 
 import dataclasses
@@ -285,25 +287,26 @@ class _Refiner:
                 for number, position in enumerate(positions.tolist()):
                     starts = number in sizes or position != int(positions[number - 1]) + 1  # or behind one told apart
                     (likely if starts else others_too).append((candidate, position))
-            members = [torch.nonzero(self._flat(side) == colour).reshape(-1).tolist() for side in (0, 1)]
+            flats = [self._flat(side) for side in (0, 1)]
             for candidate, position in [*likely, *others_too[:_FURTHER]]:
                 self._mark(anchored, place, int(at[0]))
                 self._mark(other, candidate, position)
                 if self._accept(before, _DOUBTS):
                     self.hope = hope + _REWARD
-                    self._order_like(members)
+                    self._order_like([torch.nonzero(flat == colour).reshape(-1).tolist() for flat in flats])
                     return True
         return False
 
     def _order_like(self, members: list[list[int]]) -> None:
         """Order what is left of a class as the features lie that came apart together: a unit of a gated layer and its gate."""
         before, flats = self.save(), [self._flat(side) for side in (0, 1)]
-        rest = torch.mode(flats[0][members[0]]).values
+        rest = int(torch.mode(flats[0][members[0]]).values)
         units: list[list[list[int]]] = []
         for flat, mine in zip(flats, members, strict=True):
-            apart = sorted((m for m in mine if flat[m] != rest), key=lambda m, flat=flat: int(flat[m]))
-            left, found = {m for m in mine if flat[m] == rest}, []
-            for start in sorted(left) if 1 < len(apart) < len(left) else []:
+            colours = dict(zip(mine, flat[mine].tolist(), strict=True))
+            apart = sorted((m for m in mine if colours[m] != rest), key=colours.__getitem__)
+            left, found = {m for m in mine if colours[m] == rest}, []
+            for start in sorted(left) if 1 < len(apart) <= len(left) else []:
                 unit = [start + m - apart[0] for m in apart]
                 if left.issuperset(unit):
                     left.difference_update(unit)
