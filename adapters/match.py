@@ -184,7 +184,8 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
 
 def _other_readings(sides: tuple[Side, Side]) -> Iterator[frozenset[str]]:
     """Every way to read the models that makes a difference, those close to the plain one first."""
-    possible = [reading for reading in READINGS if any(reading in side.possible() for side in sides)]
+    either = sides[0].possible() | sides[1].possible()
+    possible = [reading for reading in READINGS if reading in either]
     for count in range(1, len(possible) + 1):
         yield from map(frozenset, itertools.combinations(possible, count))
 
