@@ -7,6 +7,8 @@ gains pair by colour alone. A target bias without any counterpart is zero, a gai
 
 import dataclasses
 import functools
+import itertools
+import json
 from collections.abc import Callable, Iterable
 
 import torch
@@ -26,6 +28,7 @@ from pyrosys.adapters.structure import Place
 __all__ = ["Assembly", "assemble"]
 
 _COLUMN_SIGNATURE = 6
+_FAR = 1e-6  # signatures of one feature in two models differ by less
 
 
 @dataclasses.dataclass
@@ -45,6 +48,7 @@ class Assembly:
         given: source places whose elements some target place has taken.
         settled: places of the target that need no source of their own any more.
         computed: nodes that the source computes from parameters, by the name that pieces give them.
+        names: the name of each of these, by what computes it.
         wanted: nodes that the target computes from parameters, by the name that pieces give them.
         solved: target tensors that follow from others of the target's.
     """
@@ -61,6 +65,7 @@ class Assembly:
     given: set[Place] = dataclasses.field(default_factory=set)
     settled: set[Place] = dataclasses.field(default_factory=set)
     computed: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
     wanted: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
 
@@ -101,7 +106,9 @@ def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
 def _solve(found: Assembly) -> None:
     """Replace steps for tensors that the target computes by steps for the parameters that it computes them from."""
     for name, root in found.wanted.items():
-        mine = [p for p in found.pieces if p.target == name]
+        mine = list(
+            dict.fromkeys(p for p in found.pieces if p.target == name)
+        )  # a tensor in a loop asks in every round
         found.pieces = [p for p in found.pieces if p.target != name]
         solution = solve(root, found.computed, mine)
         found.pieces += solution.pieces
@@ -166,7 +173,8 @@ def _contraction(
             continue
         mine_k, theirs_k, ambiguous = links
         if len(ambiguous):
-            varies = geometry.data_grid(target.varies(geometry.data)).amax((0, 1))[ambiguous] != 0
+            varying = geometry.data_grid(target.varies(geometry.data)) != 0
+            varies = (varying & _rows_that_matter(target, place)).any(1).any(0)[ambiguous]
             if bool(varies.any()):
                 found.unmatched.append(
                     f"{int(varies.sum())} of {contracted} input features of {_name(place)} cannot be told apart: they hold equal "
@@ -304,8 +312,18 @@ def _contracted_links(
             torch.stack([_silent_columns(t, t.structure.places[at], mine) for t, _ in probes]).amin(0),
             torch.stack([_silent_columns(s, s.structure.places[other_at], theirs) for _, s in probes]).amin(0),
         ]
-    )
-    group = torch.unique(mix(origins.to(torch.int64), silent.to(torch.int64)), return_inverse=True)[1]
+    ).long()
+    found = _grouped_links(left, right, mix(origins.long(), silent), silent)
+    if found is None:  # features that no number feels are paired in any order, and give what follows them other origins
+        found = _grouped_links(left, right, silent, silent)
+        if found is not None and bool(((left[found[0]] - right[found[1]]).abs() > _FAR).any()):
+            return None
+    return found
+
+
+def _grouped_links(left: Tensor, right: Tensor, labels: Tensor, silent: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Pair positions of target and source that have equal labels by their signatures; those of the target come first."""
+    group = torch.unique(labels, return_inverse=True)[1]
     a, b = group[: len(left)], group[len(left) :]
     count = int(group.max()) + 1
     counts_a, counts_b = torch.bincount(a, minlength=count), torch.bincount(b, minlength=count)
@@ -406,10 +424,18 @@ def _column_origins(side: Colouring, place: Place, features: Tensor) -> Tensor:
 
 
 def _silent_columns(side: Colouring, place: Place, features: Tensor) -> Tensor:
-    """1 for each contracted position at which some features meet zeros only."""
+    """1 for each contracted position at which some features meet zeros only, where it matters."""
     geometry: Contraction = side.structure.role[place.node][1]
-    data = geometry.data_grid(side.records[place.node]["data"].detach())[_groups_of(geometry, features)]
-    return (data == 0).all(1).all(0).to(torch.float64)
+    silent = geometry.data_grid(side.records[place.node]["data"].detach()) == 0
+    silent = silent | ~_rows_that_matter(side, place)
+    return silent[_groups_of(geometry, features)].all(1).all(0).to(torch.float64)
+
+
+def _rows_that_matter(side: Colouring, place: Place) -> Tensor:
+    """Rows of a contraction's data that an output depends on, (group, position, 1)."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    gradient = geometry.result_grid(side.records[place.node]["gradient"].detach())
+    return (gradient != 0).any(-1, keepdim=True)
 
 
 def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tensor:
@@ -501,13 +527,23 @@ def _piece(
     shift = (source_elements.shift - target_elements.shift) / target_elements.scale
     source_name = _name_of_root(source_root)
     if source_name is None:
-        source_name = f"{source_root.meta.get('scope', '')}.{source_root.name}".lstrip(".")
-        found.computed[source_name] = source_root
+        source_name = _entered(source_root, found)
     target_name = _name_of_root(target_root)
     if target_name is None:
         target_name = target_root.name
         found.wanted[target_name] = target_root
     return Piece(target_name, source_name, target_offset, source_offset, tuple(axes), scale, shift).simplified()
+
+
+def _entered(node: fx.Node, found: Assembly) -> str:
+    """The one name of a tensor that the source computes, in a loop perhaps again and again."""
+    name = f"{node.meta.get('scope', '')}.{node.name}".lstrip(".")
+    numbered = (f"{name}_{count}" if count else name for count in itertools.count())
+    how = json.dumps(Program.of(node).to_json())
+    if how not in found.names:
+        found.names[how] = next(n for n in numbered if n not in found.computed)
+        found.computed[found.names[how]] = node
+    return found.names[how]
 
 
 def axes_of(mine: Tensor, theirs: Tensor) -> list[Axis]:
@@ -622,7 +658,9 @@ def _table_lines(elements: Elements, rows_first: bool) -> tuple[int, Tensor, Ten
 
 
 def _beyond(row_map: dict[int, int], rows: int, other_rows: int) -> Tensor:
-    """Unseen target rows for which a table that follows one offset has no source row: padding of a vocabulary."""
+    """Unseen target rows for which no source row is left: padding of a vocabulary."""
+    if len(set(row_map.values())) == other_rows:
+        return torch.tensor([m for m in range(rows) if m not in row_map], dtype=torch.int64)
     offsets = {theirs - mine for mine, theirs in row_map.items()}
     if len(offsets) != 1:
         return torch.zeros(0, dtype=torch.int64)

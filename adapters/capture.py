@@ -602,6 +602,13 @@ class Capture:
         """Names of tensors on which the outputs depend."""
         return {node.meta["parameter"] for node in self.graph.nodes if node.op == "placeholder" and node.users}
 
+    def copy(self) -> "Capture":
+        """The same in a graph of its own, to be changed."""
+        graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in self.graph.nodes:
+            known[node] = graph.node_copy(node, known.__getitem__)
+        return dataclasses.replace(self, graph=graph, outputs=[known[o] for o in self.outputs])
+
 
 def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], frozenset[str]]:
     """Parameters and persistent floating-point buffers by name, second names of tied tensors, names of buffers."""

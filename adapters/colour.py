@@ -221,7 +221,7 @@ class Colouring:
         self.structure = structure
         self.spread = spread
         self.seeds = seeds
-        self.salt = salt
+        self.salt = self.first_salt = salt
         self.others = others
         self.families = {place: self._blank(place) for place in structure.places}
         self.values: dict[fx.Node, Any] = {}
@@ -246,6 +246,11 @@ class Colouring:
         return Family(torch.full(place.source.meta["shape"], code, dtype=torch.int64))
 
     # One round
+
+    def vary(self, number: int) -> None:
+        """Make other numbers up: what a few happen not to tell apart, others do."""
+        for one in (self, *self.others):
+            one.salt = one.first_salt + 1000 * number
 
     def run(self) -> dict[Place, Streams]:
         """Both streams of every place under the present colours.

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
 __all__ = ["match", "match_sides", "match_wholes", "prepared_sides", "structure_of"]
+
+T = TypeVar("T")
 
 
 def match(
@@ -151,71 +153,142 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
     (rotary angles), matrices in a row may be layers or a low-rank update, and matrices side by side may be branches or one
     that was cut. Only the other model tells which. The plain reading comes first, and the others where it fails and they make
-    a difference.
+    a difference. What structure alone says comes last, and of the plain reading: it is slow, and mostly tells where the models
+    part.
     """
-    try:
-        return _followed(source, target, tolerance)
-    except StructureMismatch as error:
-        mismatch = error
     sides = source, target
-    possible = [reading for reading in READINGS if any(reading in side.possible() for side in sides)]
-    for count in range(1, len(possible) + 1):
-        for readings in itertools.combinations(possible, count):
-            for side in sides:
-                side.read(frozenset(readings))
+    probes = list(source.probes), list(target.probes)
+
+    def trial(readings: frozenset[str]) -> _Trial:
+        for side, given in zip(sides, probes, strict=True):
+            side.read(readings)
+            side.probes = list(given)
+        return _Trial(source, target, tolerance)
+
+    def searched() -> Plan:
+        plain = trial(frozenset())
+        if plan := plain.by_numbers():
+            return plan
+        for readings in _other_readings(sides):
             with contextlib.suppress(PyrosysError):
-                return _followed(source, target, tolerance)
-    raise mismatch
+                if plan := _followed(sides, lambda readings=readings: trial(readings).by_numbers()):
+                    return plan
+        for side in sides:
+            side.read(frozenset())
+        if plan := plain.by_structure():
+            return plan
+        raise plain.refusal()
+
+    return _followed(sides, searched)
 
 
-def _followed(source: Side, target: Side, tolerance: float | None) -> Plan:
+def _other_readings(sides: tuple[Side, Side]) -> Iterator[frozenset[str]]:
+    """Every way to read the models that makes a difference, those close to the plain one first."""
+    either = sides[0].possible() | sides[1].possible()
+    possible = [reading for reading in READINGS if reading in either]
+    for count in range(1, len(possible) + 1):
+        yield from map(frozenset, itertools.combinations(possible, count))
+
+
+def _followed(sides: tuple[Side, Side], search: Callable[[], T]) -> T:
     try:
-        return _match(source, target, tolerance)
+        return search()
     except PyrosysError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CaptureError(
-            f"{source.name} and {target.name} could not be compared: {type(error).__name__}: {error}. One of them does something "
-            "that the engine does not follow; please report the pair."
+            f"{sides[0].name} and {sides[1].name} could not be compared: {type(error).__name__}: {error}. One of them does "
+            "something that the engine does not follow; please report the pair."
         ) from error
 
 
-def _match(source: Side, target: Side, tolerance: float | None) -> Plan:
-    structures = structure_of(source), structure_of(target)
-    outputs = align_outputs(source, target, structures)
-    probes = _Probes(source, target, outputs)
-    for at_once in (True, False):  # what was decided at once may be wrong; then carefully
-        best = _search(structures, probes, at_once)
-        outcome = _proved(source, target, structures, best, tolerance)
-        if isinstance(outcome, Plan):
-            return outcome
-        if not best.refinement.at_once:
-            break
-    raise outcome
+class _Trial:
+    """Two models in one reading: what is tried, what came closest, and what stands in its way."""
 
+    def __init__(self, source: Side, target: Side, tolerance: float | None):
+        self.source, self.target, self.tolerance = source, target, tolerance
+        self.structures = structure_of(source), structure_of(target)
+        self.probes = _Probes(source, target, self.structures)
+        self.best: _Attempt | None = None
+        self.refusal: Callable[[], StructureMismatch] = self._explained
 
-def _proved(
-    source: Side, target: Side, structures: tuple[Structure, Structure], best: "_Attempt", tolerance: float | None
-) -> Plan | StructureMismatch:
-    """The plan of an attempt, if it is complete and both sides compute the same under it; or what stands in the way."""
-    if not best.complete:
-        return _explain(source, target, structures, best)
-    try:
-        plan = _plan(source, target, structures, best)
-    except StructureMismatch as error:
-        error.found = Mismatch(structures, Parting(str(error)))
-        return error
-    if best.order is not None:
-        plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
-        plan.output_order = tuple(best.order.tolist())
-    certificate, failed, state = certify(plan, source, target, structures, tolerance=tolerance, order=best.order)
-    if failed is not None:
-        return _explain_failure(source, target, best, plan, failed, state or {})
-    plan.certificate = certificate
-    plan.probes = (list(source.probes), list(target.probes))
-    plan.selectors = (getattr(source, "select", None), getattr(target, "select", None))
-    plan.checked = "random parameters" if source.is_meta() else "real weights"
-    return plan
+    def by_numbers(self) -> Plan | None:
+        """The plan, with elements told apart by the numbers that they take part in, and by structure."""
+        for at_once in (True, False):  # what was decided at once may be wrong; then carefully
+            self.best = None
+            plan = self._tried(0, use_numbers=True, at_once=at_once)
+            if (
+                self.best is not None and not self.best.refinement.settled
+            ):  # other numbers may be luckier from the start
+                plan = self._tried(1, use_numbers=True, at_once=at_once)
+            if plan is not None or self.best is None or not self.best.refinement.at_once:
+                return plan
+        return None
+
+    def by_structure(self) -> Plan | None:
+        """The plan, with elements told apart by structure alone, where the numbers do not agree."""
+        if self.best is None or self.best.refinement.agree:
+            return None
+        return self._tried(2, use_numbers=False, at_once=False)
+
+    def _tried(self, salt: int, *, use_numbers: bool, at_once: bool) -> Plan | None:
+        """The plan of what came closest, if it stands; a model that holds what cannot be computed from the other's is refused."""
+        try:
+            self._try(salt, use_numbers=use_numbers, at_once=at_once)
+            return self._proved()
+        except StructureMismatch as error:
+            self.refusal = lambda error=error: error
+            return None
+
+    def _try(self, salt: int, *, use_numbers: bool, at_once: bool) -> None:
+        """Colour until both models show the same colours and every place is explained."""
+        for anonymous in (False, True) if self.probes.may_reorder else (False,):
+            attempt = _attempt(
+                self.structures, self.probes, salt, use_numbers=use_numbers, anonymous=anonymous, at_once=at_once
+            )
+            if attempt.refinement.agree:
+                order = _token_order(self.structures, attempt.assembly) if self.probes.outputs_as_returned else None
+                if order is not None:
+                    attempt = _attempt(self.structures, self.probes, salt, use_numbers=use_numbers, order=order)
+                elif anonymous and attempt.complete:
+                    continue
+            if self.best is None or attempt.rank > self.best.rank:
+                self.best = attempt
+            if attempt.refinement.agree and attempt.complete:
+                return
+
+    def _proved(self) -> Plan | None:
+        """The plan of the closest attempt, if it is complete and both sides compute the same under it."""
+        best = self.best
+        assert best is not None
+        self.refusal = self._explained
+        if not best.complete:
+            return None
+        try:
+            plan = _plan(self.source, self.target, self.structures, best)
+        except StructureMismatch as error:
+            error.found = Mismatch(self.structures, Parting(str(error)))
+            raise
+        if best.order is not None:
+            plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
+            plan.output_order = tuple(best.order.tolist())
+        certificate, failed, state = certify(
+            plan, self.source, self.target, self.structures, tolerance=self.tolerance, order=best.order
+        )
+        if failed is not None:
+            self.refusal = functools.partial(
+                _explain_failure, self.source, self.target, best, plan, failed, state or {}
+            )
+            return None
+        plan.certificate = certificate
+        plan.probes = (list(self.source.probes), list(self.target.probes))
+        plan.selectors = (getattr(self.source, "select", None), getattr(self.target, "select", None))
+        plan.checked = "random parameters" if self.source.is_meta() else "real weights"
+        return plan
+
+    def _explained(self) -> StructureMismatch:
+        assert self.best is not None
+        return _explain(self.source, self.target, self.structures, self.best)
 
 
 def structure_of(side: Side, probe: int = 0) -> Structure:
@@ -226,31 +299,6 @@ def structure_of(side: Side, probe: int = 0) -> Structure:
 _ORDER_NOTE = (
     "the last axis of outputs of length {} follows the order of the input tokens, which differs between the two models"
 )
-
-
-def _search(structures: tuple[Structure, Structure], probes: "_Probes", at_once: bool) -> "_Attempt":
-    """Colour until both models show the same colours and every place is explained; trust numbers first, then structure."""
-    best: _Attempt | None = None
-    for salt, use_numbers in enumerate((True, True, False)):
-        if salt == 1 and best is not None and best.refinement.settled:
-            continue  # other made-up numbers help only where these were unlucky from the start
-        for anonymous in (False, True) if probes.may_reorder else (False,):
-            attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, anonymous=anonymous, at_once=at_once)
-            if attempt.refinement.agree:
-                order = _token_order(structures, attempt.assembly) if probes.outputs_as_returned else None
-                if order is not None:
-                    attempt = _attempt(structures, probes, salt, use_numbers=use_numbers, order=order)
-                elif anonymous and attempt.complete:
-                    continue
-            if attempt.refinement.agree and attempt.complete:
-                return attempt
-            if best is None or attempt.rank > best.rank:
-                best = attempt
-        assert best is not None
-        if best.refinement.agree:
-            break
-    assert best is not None
-    return best
 
 
 def _token_order(structures: tuple[Structure, Structure], assembly: Assembly) -> Tensor | None:
@@ -340,10 +388,11 @@ class _Probes:
     (a distance bin that nothing falls into) speak. A mask or an integer stays as it is.
     """
 
-    def __init__(self, source: Side, target: Side, outputs: list[tuple[int, int]]):
+    def __init__(self, source: Side, target: Side, structures: tuple[Structure, Structure]):
         self.source = source
         self.target = target
-        self.outputs = outputs
+        self.structures = structures
+        self.outputs = align_outputs(source, target, structures)
 
     @property
     def outputs_as_returned(self) -> bool:
@@ -352,11 +401,12 @@ class _Probes:
 
     @property
     def may_reorder(self) -> bool:
-        """Whether the outputs may follow another order of tokens: only where the two models take the example differently."""
+        """Whether the outputs may follow another order of tokens: where the models look up different ones, and return as many."""
         left, right = (side.probes[0].tensors() for side in (self.source, self.target))
-        return not (
-            len(left) == len(right) and all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))
-        )
+        if len(left) == len(right) and all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True)):
+            return False
+        lengths = {o.meta["shape"][-1] for o in self.structures[1].capture.outputs if o.meta["shape"]}
+        return any(lengths & set(p.operand.meta["shape"]) for p in self.structures[1].places if p.kind == "look up")
 
     @functools.cached_property
     def given(self) -> list[tuple[Structure, Structure]]:
@@ -475,7 +525,11 @@ def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dic
 
 
 def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
-    """Steps that set each element once: a tensor used twice must get the same source elements from both uses."""
+    """Steps that set each element once: a tensor used twice must get the same source elements from both uses.
+
+    Where both uses take them from one tensor in orders that differ, the first counts: the last round of a loop may feel no
+    order, and whether it does, the comparison of numbers shows.
+    """
     if sum(p.count for p in steps) == numel:
         return steps
     origin = torch.full((numel,), -1, dtype=torch.int64)
@@ -493,6 +547,8 @@ def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
             origin[numbers] = code
             chosen.append(piece)
         elif bool((here[~fresh] != code[~fresh]).any()):
+            if len(names) == 1:
+                continue
             others = sorted({p.source or "nothing" for p in steps})
             raise StructureMismatch(
                 f"The target uses {name!r} in several places (it is tied), and the source has different tensors there: "

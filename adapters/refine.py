@@ -5,7 +5,9 @@ their sketch agree, and their numbers as far as the noise in them tells. Where c
 share one (the hidden units of a layer may be permuted without any effect), an order is chosen: the order in which each model
 stores them. A choice is kept only if both models still show the same colours afterwards. First all orders are chosen at
 once; if that splits the models apart, only the first element of each class is told from the rest (individualisation, as in
-McKay's canonical labelling), which reveals more, and the rest is tried again; at last one place at a time.
+McKay's canonical labelling), which reveals more, and the rest is tried again; at last one place at a time, and one feature
+of it against each that it may be. Every round makes other numbers up, so that a choice which a few numbers do not speak
+against is found out by others.
 """
 
 import dataclasses
@@ -22,6 +24,8 @@ __all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "r
 
 _ROUNDS = 12
 _REWARD = 2
+_DOUBTS = 4  # rounds that a feature which was picked from many has to stand
+_FURTHER = 24  # features tried one by one where no likely one is the counterpart
 _FEATURES = {"contract", "look up"}
 
 
@@ -66,6 +70,15 @@ def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, at_o
     return Refinement(agree, settled, refiner.rounds, at_once)
 
 
+@dataclasses.dataclass
+class _State:
+    """What a choice that turns out wrong goes back to."""
+
+    families: list[dict[Place, Family]]
+    conflicts: int
+    noise: float
+
+
 class _Refiner:
     def __init__(self, sides: tuple[Colouring, Colouring], use_numbers: bool):
         self.sides = sides
@@ -81,13 +94,14 @@ class _Refiner:
 
     # State
 
-    def save(self) -> list[dict[Place, Family]]:
-        return [dict(side.families) for side in self.sides]
+    def save(self) -> "_State":
+        return _State([dict(side.families) for side in self.sides], self.conflicts, self.noise)
 
-    def load(self, state: list[dict[Place, Family]]) -> None:
-        for side, families in zip(self.sides, state, strict=True):
+    def load(self, state: "_State") -> None:
+        for side, families in zip(self.sides, state.families, strict=True):
             side.families = dict(families)
-        self.count = 0
+        self.count, self.conflicts, self.noise = 0, state.conflicts, state.noise
+        self.fresh = False  # they last ran under other colours
 
     # Rounds
 
@@ -101,6 +115,8 @@ class _Refiner:
 
     def round(self) -> None:
         self.ran_under = [side.families for side in self.sides]
+        for side in self.sides:
+            side.vary(self.rounds)
         streams = on_both(Colouring.run, self.sides)
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
@@ -152,14 +168,14 @@ class _Refiner:
 
         Of a choice that leaves no feature like another, one round tells whether it is right. Otherwise it is taken back.
         """
-        before, conflicts, count = self.save(), self.conflicts, self.count
+        before, count = self.save(), self.count
         for kinds in (_FEATURES, {"elements"}):
             self._order(self._orderable(kinds), kinds)
         self.round()
         if self.agree() and self.noise < _FINEST and not self._orderable() and not self._undecided():
             return True
         self.load(before)
-        self.conflicts, self.count = conflicts, count
+        self.count = count
         return False
 
     def choose_orders(self) -> None:
@@ -195,20 +211,31 @@ class _Refiner:
         """Order features of these colours, all of them or the first against the rest; taken back if the models then differ."""
         if not colours:
             return False
-        before, conflicts = self.save(), self.conflicts
+        before = self.save()
         self._order(colours, _FEATURES, only_first=not whole)
-        return self._accept(before, conflicts)
+        return self._accept(before)
 
-    def _accept(self, before: list[dict[Place, Family]], conflicts: int) -> bool:
-        """Settle, and keep the outcome if the models still show the same colours; go back otherwise."""
+    def _accept(self, before: "_State", further: int = 0) -> bool:
+        """Settle, and keep the outcome if the models still show the same colours, in further rounds too; go back otherwise."""
         self.settle()
-        if self.equal_colours() and (self.conflicts == 0 or self.conflicts < conflicts):
-            self.hope += _REWARD
-            return True
-        self.hope -= 1
-        self.load(before)
-        self.conflicts = conflicts
-        return False
+        fits = self._fits(before)
+        for _ in range(further):
+            if fits:
+                self.round()
+                fits = self._fits(before)
+        self.hope += _REWARD if fits else -1
+        if not fits:
+            self.load(before)
+        return fits
+
+    def _fits(self, before: "_State") -> bool:
+        """Whether the models still show the same colours, and numbers say as little against it as before.
+
+        Noise that a choice brings in is none: numbers differ that should not, by less than counts as a conflict.
+        """
+        as_good = self.conflicts == 0 or self.conflicts < before.conflicts
+        as_quiet = self.noise <= max(_FINEST, _CLEAR * before.noise)
+        return as_good and as_quiet and self.equal_colours()
 
     def _first_undecided(self, colours: set[int]) -> set[int]:
         """Those of the colours that occur in the earliest place where any does."""
@@ -227,7 +254,7 @@ class _Refiner:
         if not colours:
             return False
         shared = torch.tensor(colours)
-        before, conflicts, count = self.save(), self.conflicts, self.count
+        before, count = self.save(), self.count
         for side in self.sides:
             seen: dict[int, int] = {}
             families = dict(side.families)
@@ -245,30 +272,74 @@ class _Refiner:
                     unit[mine] = mix(unit[mine], number, 56)
                 families[place] = Family(units.reshape(family.features.shape), family.rows)
             side.families = families
-        return self._accept(before, conflicts) and self.count > count
+        return self._accept(before) and self.count > count
 
     def _tell_one_apart(self, colours: set[int]) -> bool:
-        """Individualise one element of a class in one model, and try the places and starts where it may be in the other."""
+        """Individualise one element of a class in one model, and try which one it may be in the other: likely ones first."""
         for colour in sorted(colours):
             anchored, other = sorted((0, 1), key=lambda side: -len(self._holders(side, colour)))
             anchors, others = self._holders(anchored, colour), self._holders(other, colour)
-            starts = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
+            sizes = {0, 1, *torch.tensor([len(at) for _, at in anchors]).cumsum(0).tolist()}
             place, at = anchors[0]
-            before, conflicts = self.save(), self.conflicts
+            before, hope = self.save(), self.hope
+            likely, others_too = [], []
             for candidate, positions in others:
-                for start in sorted(s for s in starts if s < len(positions)):
-                    self._mark(anchored, place, int(at[0]))
-                    self._mark(other, candidate, int(positions[start]))
-                    if self._accept(before, conflicts):
-                        return True
+                for number, position in enumerate(positions.tolist()):
+                    starts = number in sizes or position != int(positions[number - 1]) + 1  # or behind one told apart
+                    (likely if starts else others_too).append((candidate, position))
+            flats = [self._flat(side) for side in (0, 1)]
+            for candidate, position in [*likely, *others_too[:_FURTHER]]:
+                self._mark(anchored, place, int(at[0]))
+                self._mark(other, candidate, position)
+                if self._accept(before, _DOUBTS):
+                    self.hope = hope + _REWARD
+                    self._order_like([torch.nonzero(flat == colour).reshape(-1).tolist() for flat in flats])
+                    return True
         return False
+
+    def _order_like(self, members: list[list[int]]) -> None:
+        """Order what is left of a class as the features lie that came apart together: a unit of a gated layer and its gate."""
+        before, flats = self.save(), [self._flat(side) for side in (0, 1)]
+        rest = int(torch.mode(flats[0][members[0]]).values)
+        units: list[list[list[int]]] = []
+        for flat, mine in zip(flats, members, strict=True):
+            colours = dict(zip(mine, flat[mine].tolist(), strict=True))
+            apart = sorted((m for m in mine if colours[m] != rest), key=colours.__getitem__)
+            left, found = {m for m in mine if colours[m] == rest}, []
+            for start in sorted(left) if 1 < len(apart) <= len(left) else []:
+                unit = [start + m - apart[0] for m in apart]
+                if left.issuperset(unit):
+                    left.difference_update(unit)
+                    found.append(unit)
+            units.append(found)
+        if not units[0] or len(units[0]) != len(units[1]):
+            return
+        for side, (flat, found) in enumerate(zip(flats, units, strict=True)):
+            at = torch.tensor(found)
+            numbers = torch.arange(at.numel()).reshape(at.shape)
+            flat[at] = mix(flat[at], numbers, 58)
+            self._set(side, flat)
+        self._accept(before)
+
+    def _flat(self, side: int) -> Tensor:
+        """Colours of the features of all places, one behind the other."""
+        return torch.cat([f.features.reshape(-1) for p, f in self.sides[side].families.items() if p.kind in _FEATURES])
+
+    def _set(self, side: int, flat: Tensor) -> None:
+        """Give the features of all places these colours."""
+        families = dict(self.sides[side].families)
+        for place, family in families.items():
+            if place.kind in _FEATURES:
+                mine, flat = flat[: family.features.numel()], flat[family.features.numel() :]
+                families[place] = Family(mine.reshape(family.features.shape), family.rows)
+        self.sides[side].families = families
+        self.count = 0
 
     def _undecided(self) -> set[int]:
         """Colours of several features, as many in one model as in the other."""
         found = []
-        for side in self.sides:
-            every = [f.features.reshape(-1) for p, f in side.families.items() if p.kind in _FEATURES]
-            colours, sizes = torch.unique(torch.cat(every), return_counts=True)
+        for side in (0, 1):
+            colours, sizes = torch.unique(self._flat(side), return_counts=True)
             found.append({c: n for c, n in zip(colours.tolist(), sizes.tolist(), strict=True) if n > 1 and c != DEAD})
         return {c for c, n in found[0].items() if found[1].get(c) == n}
 

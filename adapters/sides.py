@@ -90,24 +90,27 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
         self.readings: frozenset[str] = frozenset()
-        self.state_buffers: frozenset[str] = frozenset()
+        self._plain: dict[tuple[Inputs, bool], Capture] = {}
 
     def capture(self, probe: int = 0) -> Capture:
-        """The forward pass on one probe."""
+        """The forward pass on one probe, for the caller to change."""
         captured = self._captured(probe, frozen=FROZEN in self.readings)
-        self.state_buffers = captured.buffers & captured.reached
         for reading, rewrite in _REWRITES.items():
             if reading in self.readings:
                 rewrite(captured)
         return captured
 
     def _captured(self, probe: int, frozen: bool = False) -> Capture:
-        return capture(self.model, self.probes[probe], output=self.select, frozen=frozen)
+        key = self.probes[probe], frozen
+        if key not in self._plain:
+            self._plain[key] = capture(self.model, key[0], output=self.select, frozen=frozen)
+        return self._plain[key].copy()
 
     def possible(self) -> frozenset[str]:
-        """The readings that make a difference, the model captured before."""
-        found = {reading for reading, rewrite in _REWRITES.items() if rewrite(self._captured(0))}
-        if any(not self.model.get_buffer(name).is_meta for name in self.state_buffers):
+        """The readings that make a difference."""
+        plain = self._captured(0)
+        found = {reading for reading, rewrite in _REWRITES.items() if rewrite(plain.copy())}
+        if any(not self.model.get_buffer(name).is_meta for name in plain.buffers & plain.reached):
             found.add(FROZEN)
         return frozenset(found)
 

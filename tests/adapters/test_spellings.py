@@ -1,5 +1,6 @@
 """One function spelled in two ways: small models, one for each mechanism, ported both ways and compared on fresh inputs."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -129,6 +130,133 @@ class Written(nn.Module):
         return self.output((turns @ x.unflatten(-1, (2, 3))).flatten(-2))
 
 
+class Gained(nn.Module):
+    """Gains behind three maps, in the weights or apart, in a model without modules."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.maps = nn.ParameterList(torch.empty(n, m) for n, m in itertools.pairwise((WIDTH, INNER, INNER, OUT)))
+        self.gains = nn.ParameterList(torch.empty(n) for n in (INNER, INNER, OUT) if form == "apart")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, matrix in enumerate(self.maps):
+            x = x @ matrix
+            x = (x * self.gains[number] if len(self.gains) else x).tanh()
+        return x
+
+
+class Looped(nn.Module):
+    """One map in every round of a loop: a matrix, or one that is computed from others."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.output = form, nn.Linear(WIDTH, OUT)
+        self.inner = nn.Linear(WIDTH, WIDTH, bias=False)
+        if form == "weight norm":
+            nn.utils.parametrizations.weight_norm(self.inner)
+        if form == "low rank":
+            self.down, self.up = nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            y = self.inner(x)
+            x = (y + self.up(self.down(x)) if self.form == "low rank" else y).tanh()
+        return self.output(x)
+
+
+class LastRound(nn.Module):
+    """Causal attention in a loop, of which the first position is read: no query or key of the last round is felt."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.maps, self.output = form, nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for number in range(2):
+            y = self.maps(x)
+            query, key, value = y.chunk(3, -1) if self.form == "joined" else y.unflatten(-1, (-1, 3)).unbind(-1)
+            scores = query.sin() @ key.mT
+            x = value + (scores.masked_fill(hidden, -torch.inf) if number else scores).softmax(-1) @ x
+        return self.output(x[:, 0])
+
+
+class Rectified(nn.Module):
+    """A gate and what it multiplies: equal numbers do not tell which is which, as `relu(x) x` has one derivative for both."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.output = form, nn.Linear(INNER, OUT, bias=False)
+        self.maps = nn.ModuleList(
+            nn.Linear(WIDTH, INNER if form == "apart" else 2 * INNER, bias=False)
+            for _ in range(2 if form == "apart" else 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "by feature":
+            value, gate = self.maps[0](x).unflatten(-1, (INNER, 2)).unbind(-1)
+        else:
+            gate, value = [one(x) for one in self.maps] if self.form == "apart" else self.maps[0](x).chunk(2, -1)
+        return self.output(F.relu(gate) * value)
+
+
+class Four(nn.Module):
+    """Four parts of one map, joined or side by side, in a product of pairs with a norm behind."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.maps = form, nn.Linear(WIDTH, 4 * INNER)
+        self.norm, self.output = nn.LayerNorm(INNER), nn.Linear(INNER, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.maps(x)
+        if self.form == "joined":
+            left, left_gate, right, right_gate = y.chunk(4, -1)
+        else:
+            right_gate, right, left_gate, left = y.unflatten(-1, (INNER, 4)).unbind(-1)
+        left, right = left * left_gate.sigmoid(), right * right_gate.sigmoid()
+        return self.output(self.norm(torch.einsum("bic,bjc->bijc", left, right)))
+
+
+class Unfelt(nn.Module):
+    """Heads of causal attention of which the first position is read: queries and keys change nothing, whatever their order."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.maps = form, nn.Linear(WIDTH, 18, bias=False)
+        self.inner, self.output = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.maps(self.inner(x).tanh())
+        if self.form == "joined":
+            parts = y.unflatten(-1, (3, 2, 3)).unbind(-3)
+        else:
+            key, value, query = y.unflatten(-1, (2, 3, 3)).unbind(-1)
+            parts = query, key, value
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (query @ key.mT).masked_fill(hidden, -torch.inf)
+        return self.output((scores.softmax(-1) @ value).transpose(1, 2).flatten(-2)[:, 0])
+
+
+class FirstOnly(nn.Module):
+    """A causal window of which the first position is read: its earlier taps meet padding wherever it matters."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner = form, nn.Linear(WIDTH, WIDTH)
+        self.middle, self.output = nn.Linear(INNER, WIDTH), nn.Linear(WIDTH, OUT)
+        self.taps = nn.Parameter(torch.empty(*((INNER, WIDTH, 2) if form == "kernel" else (2, WIDTH, INNER))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x).tanh()
+        if self.form == "kernel":
+            y = F.conv1d(F.pad(y.mT, (1, 0)), self.taps).mT
+        else:
+            y = torch.cat([F.pad(y, (0, 0, 1, 0))[:, :-1], y], -1) @ self.taps.flatten(0, 1)
+        return self.output((x + self.middle(y.relu()))[:, 0].tanh())
+
+
 CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "gated, fused | two maps": (Gated, "fused", "two"),
     "gated, glu | two maps": (Gated, "glu", "two"),
@@ -140,6 +268,15 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "factors in a buffer | in the code": (Scaled, "buffer", "code"),
     "infinity in a buffer | in the code": (Masked, "buffer", "code"),
     "written in place | put together": (Written, "in place", "together"),
+    "gains apart | in the weights": (Gained, "apart", "in the weights"),
+    "weight norm in a loop | matrix": (Looped, "weight norm", "matrix"),
+    "low rank in a loop | matrix": (Looped, "low rank", "matrix"),
+    "last round without order, joined | by feature": (LastRound, "joined", "by feature"),
+    "queries and keys that are not felt, joined | by feature": (Unfelt, "joined", "by feature"),
+    "first position of a window, kernel | matrix": (FirstOnly, "kernel", "matrix"),
+    "rectified gate, joined | by feature": (Rectified, "joined", "by feature"),
+    "rectified gate, apart | by feature": (Rectified, "apart", "by feature"),
+    "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
 
 
@@ -255,6 +392,18 @@ def test_a_router_of_experts_is_refused() -> None:
 
     with pytest.raises((CaptureError, StructureMismatch)):
         match(randomise(Routed(), 1), randomise(Routed(), 2), (example(0),))
+
+
+def test_spare_rows_of_an_alphabet_in_another_order_are_zero() -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    source, target = (
+        randomise(nn.Sequential(nn.Embedding(rows, WIDTH), nn.Linear(WIDTH, OUT)), 1 + rows) for rows in (4, 6)
+    )
+    tokens = torch.arange(4)[None]
+    plan = match(source, target, (tokens,), (order[tokens],))
+    found, given = plan.apply(source.state_dict())["0.weight"], source.state_dict()["0.weight"]
+    assert torch.equal(found[order], given)
+    assert not bool(found[4:].any())
 
 
 def test_a_plan_notes_columns_that_it_drops() -> None:

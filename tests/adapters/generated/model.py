@@ -167,7 +167,8 @@ class Model(nn.Module):
             if choose("alphabet", "same", "same", "same", "another") == "another":
                 self.letters = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(3))
             self.looking_up = choose("embedding", "table", "index", "one hot")
-            self.padded = choose("padded rows", 0, 0, 3)
+            if torch.equal(self.letters, torch.arange(VOCABULARY)):  # no example would tell the order of spare rows
+                self.padded = choose("padded rows", 0, 0, 3)
             self.table = parameter(self.alphabet(values.table("embedding", VOCABULARY, width)))
             if spec.positions == "learned":
                 self.offset = choose("position offset", 0, 0, 2)
