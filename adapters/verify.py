@@ -75,23 +75,23 @@ def random_state(structure: Structure, state: Mapping[str, Tensor], seed: int, s
         seed: of the generator.
         size: factor on weights and biases; small values make norm epsilons visible.
     """
-    ranges: dict[str, tuple[int, float, float]] = {}
+    ranges: dict[str, tuple[int, tuple[float, float]]] = {}
     for place in structure.places:
         for root, low, spread in _ranges(structure, place):
-            ranges.setdefault(root.meta["parameter"], (len(ranges), low, spread if low else spread * size))
+            ranges.setdefault(root.meta["parameter"], (len(ranges), (low, spread if low else spread * size)))
     longest: dict[tuple[float, float], int] = {}
-    for name, (_, *kind) in ranges.items():
-        longest[*kind] = max(longest.get((*kind,), 0), state[name].numel())
+    for name, (_, kind) in ranges.items():
+        longest[kind] = max(longest.get(kind, 0), state[name].numel())
     pools: dict[tuple[float, float], Tensor] = {}
 
     def make(name: str) -> Tensor:
         tensor = state[name]
         if name in ranges:
-            number, *kind = ranges[name]
-            if (*kind,) not in pools:
-                pools[*kind] = _pool(seed, longest[*kind], *kind)
+            number, kind = ranges[name]
+            if kind not in pools:
+                pools[kind] = _pool(seed, longest[kind], *kind)
             start = number * 618_034 % _DRAWN  # the golden section keeps the places apart
-            return pools[*kind][start : start + tensor.numel()].reshape(tensor.shape)
+            return pools[kind][start : start + tensor.numel()].reshape(tensor.shape)
         if tensor.is_meta:
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
         return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
@@ -129,8 +129,8 @@ def _ranges(structure: Structure, place: Place) -> list[tuple[fx.Node, float, fl
 
 
 def compare(
-    source: Side,
-    target: Side,
+    source: "Side | _Recorded",
+    target: "Side | _Recorded",
     source_state: Mapping[str, Tensor],
     target_state: Mapping[str, Tensor],
     *,
@@ -275,9 +275,9 @@ def certify(
     """
     state = source.state()
     own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
-    rounds, wide = _ROUNDS, (source, target)
+    rounds, left, right = _ROUNDS, source, target
     if sum(t.numel() for t in state.values()) > _LARGE:
-        rounds, wide = _ROUNDS[:1], tuple(_Recorded(s, g) for s, g in zip((source, target), structures, strict=True))
+        rounds, left, right = _ROUNDS[:1], _Recorded(source, structures[0]), _Recorded(target, structures[1])
     comparisons: list[Comparison] = []
     failed: tuple[Outcome, Mapping[str, Tensor]] | None = None
     precision = torch.float64
@@ -291,13 +291,17 @@ def certify(
             if seed == 0 and rounds is _ROUNDS:
                 deterministic(source, drawn)
                 deterministic(target, mapped)
-            outcome = compare(*wide, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
+            outcome = compare(
+                left, right, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+            )
         except CaptureError as error:
             if "not deterministic" in str(error) or precision == torch.float32:
                 raise
             precision = torch.float32
             drawn, mapped = _single(drawn), _single(mapped)
-            outcome = compare(*wide, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order)
+            outcome = compare(
+                left, right, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+            )
         comparisons.append(outcome.comparison)
         if not outcome.agrees:
             failed = (outcome, drawn)
@@ -312,7 +316,7 @@ def certify(
         )
         if not outcome.agrees and dtype != torch.float64:
             outcome = compare(
-                *wide, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
+                left, right, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
             )
         comparisons.append(outcome.comparison)
         known: dict[tuple[Any, ...], bytes] = {}
