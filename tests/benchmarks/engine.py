@@ -1,7 +1,7 @@
 """Time the structure engine: capture and fingerprint at full size, matching by depth, and applying a plan.
 
 Each figure stands beside what a user would do instead, where there is such a thing, as a ratio of two durations of one run.
-`capture`, `match` and `apply` choose what is timed; the rest is about `apply`.
+`capture`, `match` and `apply` choose what is timed.
 
 A plan is applied to a file of random weights of an ESM, which other code could have written: under other names; with query, key
 and value in one matrix; with the three interleaved by head and the pairs of rotary positions side by side; with every matrix
@@ -13,6 +13,7 @@ the processor times of a pair. The file is in the system's cache.
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -88,22 +89,32 @@ def time_capture() -> None:
     print(f"largest memory so far: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
-def time_match() -> None:
-    probe = tokens()
-    inputs = pyrosys.Inputs(input_ids=probe, attention_mask=(probe != 1).long())
+def time_match(options: argparse.Namespace) -> None:
+    """Time deep models and the one of the size that is asked for: ESM of transformers against ours, on all threads."""
+    threads = torch.get_num_threads()
     shallow = None
-    for layers in (3, 6, 12):
-        theirs = reference(layers, 64, 4, "cpu")
-        ours = ESM(ESMConfig(layers=layers, width=64, heads=4)).eval()
-
-        def matched(theirs: Any = theirs, ours: Any = ours) -> pyrosys.Plan:
-            return pyrosys.match(theirs, ours, inputs, (probe,), source_output=lambda o: o.logits)
-
-        seconds = median(matched, 1)
+    for layers in (6, 24, 96):
+        tensors, seconds = match_once(layers, 32, 4)
         shallow = shallow or seconds / layers
         print(
-            f"match of {layers} layers: {seconds:.1f} s, {seconds / layers / shallow:.2f} times as much per layer as 3"
+            f"match of {layers} layers, {tensors} tensors: {seconds:.1f} s, {seconds / layers / shallow:.2f} times as much "
+            "per layer as 6"
         )
+    torch.set_num_threads(os.cpu_count() or 1)
+    tensors, seconds = match_once(options.layers, options.width, HEADS)
+    print(f"match of {options.layers} layers of width {options.width}, {tensors} tensors: {seconds:.1f} s")
+    torch.set_num_threads(threads)
+
+
+def match_once(layers: int, width: int, heads: int) -> tuple[int, float]:
+    """The number of tensors of a model, and seconds that a match takes."""
+    theirs = reference(layers, width, heads, "cpu")
+    ours = ESM(ESMConfig(layers=layers, width=width, heads=heads)).eval()
+    probe = tokens()
+    inputs = pyrosys.Inputs(input_ids=probe, attention_mask=(probe != 1).long())
+    start = time.perf_counter()
+    pyrosys.match(theirs, ours, inputs, (probe,), source_output=lambda o: o.logits)
+    return len(ours.state_dict()), time.perf_counter() - start
 
 
 State = dict[str, Tensor]
@@ -275,7 +286,7 @@ def main() -> None:
     if "capture" in options.what:
         time_capture()
     if "match" in options.what:
-        time_match()
+        time_match(options)
     if "apply" in options.what:
         time_apply(options)
 
