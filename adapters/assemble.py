@@ -314,10 +314,11 @@ def _contracted_links(
         ]
     ).long()
     found = _grouped_links(left, right, mix(origins.long(), silent), silent)
-    if found is None:  # features that no number feels are paired in any order, and give what follows them other origins
-        found = _grouped_links(left, right, silent, silent)
-        if found is not None and bool(((left[found[0]] - right[found[1]]).abs() > _FAR).any()):
-            return None
+    if found is None or len(found[0]) < len(left):
+        # Features that no number feels are paired in any order, and give what follows them other origins.
+        by_data = _grouped_links(left, right, silent, silent)
+        if by_data is not None and not bool(((left[by_data[0]] - right[by_data[1]]).abs() > _FAR).any()):
+            return by_data
     return found
 
 
