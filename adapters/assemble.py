@@ -106,9 +106,8 @@ def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
 def _solve(found: Assembly) -> None:
     """Replace steps for tensors that the target computes by steps for the parameters that it computes them from."""
     for name, root in found.wanted.items():
-        mine = list(
-            dict.fromkeys(p for p in found.pieces if p.target == name)
-        )  # a tensor in a loop asks in every round
+        # A tensor in a loop asks in every round.
+        mine = list(dict.fromkeys(p for p in found.pieces if p.target == name))
         found.pieces = [p for p in found.pieces if p.target != name]
         solution = solve(root, found.computed, mine)
         found.pieces += solution.pieces

@@ -217,9 +217,8 @@ class _Trial:
         for at_once in (True, False):  # what was decided at once may be wrong; then carefully
             self.best = None
             plan = self._tried(0, use_numbers=True, at_once=at_once)
-            if (
-                self.best is not None and not self.best.refinement.settled
-            ):  # other numbers may be luckier from the start
+            # Other numbers may be luckier from the start.
+            if self.best is not None and not self.best.refinement.settled:
                 plan = self._tried(1, use_numbers=True, at_once=at_once)
             if plan is not None or self.best is None or not self.best.refinement.at_once:
                 return plan
