@@ -236,14 +236,18 @@ def deterministic(side: Side, state: Mapping[str, Tensor]) -> list[Tensor]:
     return first
 
 
-def digest_of(state: Mapping[str, Tensor], known: dict[tuple[Any, ...], bytes] | None = None) -> str:
-    """Merkle digest of a state, names sorted; `known` keeps the digests of tensors, for states that share some."""
-    known = {} if known is None else known
+def digest_of(state: dict[str, Tensor], known: dict[tuple[Any, ...], bytes]) -> str:
+    """Merkle digest of a state, names sorted.
+
+    Args:
+        state: tensors by name, in memory.
+        known: digests by place in memory, of states that are held for as long; it is added to.
+    """
 
     def leaf(name: str) -> bytes:
         tensor = state[name].detach()
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if key not in known or not tensor.numel():
+        if key not in known:
             tensor = tensor.contiguous().cpu()
             digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))

@@ -91,7 +91,7 @@ def test_a_counter_and_a_tied_tensor_come_along(tmp_path: Path) -> None:
             return self.decoder(self.norm(self.table(tokens).mT).mT)
 
     model = Tied()
-    model.norm.num_batches_tracked.fill_(9)  # type: ignore[union-attr]
+    model.state_dict()["norm.num_batches_tracked"].fill_(9)
     tokens = torch.arange(14).reshape(2, 7) % 7
     published = publish(tmp_path, model, tokens)
     structure = json.loads(content(published)["structure.json"])
