@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.affine import chain_behind, transfer
-from pyrosys.adapters.colour import DEAD, Colouring, mix
+from pyrosys.adapters.colour import DEAD, Colouring
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.operations import NONE
 from pyrosys.adapters.piece import Axis, Piece

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams, mix
+from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams
+from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.sides import on_both
 from pyrosys.adapters.structure import Place
 
