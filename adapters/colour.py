@@ -34,6 +34,7 @@ from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
     backward_dependence,
+    depends_on_none,
     forward_dependence,
     run_node,
     tensor_arguments,
@@ -109,7 +110,8 @@ class _Contract(torch.autograd.Function):
         ctx.geometry, ctx.back, ctx.record, ctx.spread = geometry, back, record, spread
         ctx.save_for_backward(x)
         record["total"] = total
-        record["data"] = x.detach()
+        if record["recording"]:
+            record["data"] = x.detach()
         return geometry.expand((total, other), numbers)
 
     @staticmethod
@@ -117,9 +119,17 @@ class _Contract(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         reached = ctx.record.pop("reach number", None)
         squeezed = gradients[0].asinh() if reached is None else reached().add_(gradients[0]).asinh_()
-        ctx.record["gradient"] = squeezed
+        ctx.record["numbers"] = _contract_numbers(ctx.geometry, squeezed, ctx.record["total"])
+        if ctx.record["recording"]:
+            ctx.record["gradient"] = squeezed
         projected = ctx.geometry.project(squeezed, ctx.back) / ctx.spread
         return _modulation(x).mul_(ctx.geometry.spread(projected, x)), None, None, None, None, None, None
+
+
+def _contract_numbers(geometry: Contraction, gradient: Tensor, total: Tensor) -> Tensor:
+    """Numbers of every feature: what its results receive, weighted by what it meets, (distinct group, feature, number)."""
+    weights = [torch.cos((0.9 + 0.8 * m) * total + 0.5 * m) for m in range(SIGNATURE)]
+    return geometry.per_feature(gradient, weights).asinh_()
 
 
 class _Decorate(torch.autograd.Function):
@@ -205,17 +215,19 @@ class Colouring:
         for one in (self, *self.others):
             one.salt = one.first_salt + 1000 * number
 
-    def run(self, *, keep: bool = False) -> dict[Place, Streams]:
+    def run(self, *, sketch: bool = True, record: bool = True, keep: bool = False) -> dict[Place, Streams]:
         """Both streams of every place under the present colours.
 
         Args:
+            sketch: whether to follow sketches again; otherwise those of the last run count, and numbers alone tell more.
+            record: whether to keep what contractions receive, by which their columns are paired in the end.
             keep: whether to keep every value that the model computed, to look at.
 
         Raises:
             CaptureError: what the model computes depends on its activations.
         """
         try:
-            return self._run(keep)
+            return self._run(sketch, record, keep)
         except (RuntimeError, IndexError, ValueError) as error:
             raise CaptureError(
                 f"The recorded model works on the probe and fails with other weights ({type(error).__name__}: {error}): it chooses "
@@ -223,10 +235,16 @@ class Colouring:
                 "implementation that computes every expert."
             ) from error
 
-    def _run(self, keep: bool) -> dict[Place, Streams]:
+    def _run(self, sketch: bool, record: bool, keep: bool) -> dict[Place, Streams]:
+        sketches = {} if sketch else self.sketches
         self.let_go()  # of the last run, so that this one finds its memory free
-        leaves, total = self._forward(keep)
-        exact, row_exact = self._reach()
+        self.sketches = sketches
+        leaves, total = self._forward(sketch, record, keep)
+        if sketch:
+            self._exact = self._reach()
+            for node in self._meeting - self._contracted:
+                self._forget_sketch(node)
+        exact, row_exact = self._exact
         if total.requires_grad:
             total.backward()
         self.gradients = {p: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for p, leaf in leaves.items()}
@@ -239,17 +257,19 @@ class Colouring:
             else:
                 streams[place] = Streams(exact[place], torch.asinh(self.gradients[place]).unsqueeze(-1))
         for other in self.others:
-            streams = self._joined(streams, other.under(self))
+            streams = self._joined(streams, other.under(self, sketch=sketch, record=record))
         self.streams = streams
+        if not record:
+            self.values, self.records = {}, {}
         return streams
 
-    def under(self, first: "Colouring") -> dict[Place, Streams]:
+    def under(self, first: "Colouring", *, sketch: bool = True, record: bool = True) -> dict[Place, Streams]:
         """Run on this probe under the colours of the same model on another."""
         self.families = {
             mine: first.families[theirs]
             for mine, theirs in zip(self.structure.places, first.structure.places, strict=True)
         }
-        return self.run()
+        return self.run(sketch=sketch, record=record)
 
     def let_go(self) -> None:
         """Keep what contractions received and forget the rest, where many runs are to be compared."""
@@ -279,11 +299,11 @@ class Colouring:
             return value.to(torch.float64)
         return value.to(torch.complex128) if value.is_complex() else value
 
-    def _forward(self, keep: bool) -> tuple[dict[Place, Tensor], Tensor]:
+    def _forward(self, sketch: bool, record: bool, keep: bool) -> tuple[dict[Place, Tensor], Tensor]:
         """Values and sketches of all nodes; those that nothing asks for again are let go on the way."""
         structure = self.structure
         self.values = {node: self.constant(node) for node in structure.constants}
-        self.records, self.totals = {}, {}
+        self.records, self.totals, self.recording = {}, {}, record
         leaves: dict[Place, Tensor] = {}
         with torch.enable_grad():
             for node in structure.nodes:
@@ -294,8 +314,9 @@ class Colouring:
                     if place.kind == "elements":
                         leaves[place] = uniform(self.families[place].features, 11 + self.salt).requires_grad_()
                 self.values[node] = self._value(node, {p: leaves[p] for p in here if p in leaves})
-                with torch.no_grad():
-                    self.sketches[node] = self._sketch(node)
+                if sketch:
+                    with torch.no_grad():
+                        self.sketches[node] = self._sketch(node)
                 for done in () if keep else self._last_read.get(node, ()):
                     self._forget(done)
             outputs = [self.values[o] for o in structure.capture.outputs]
@@ -324,7 +345,8 @@ class Colouring:
         for node in self.structure.nodes:
             if node not in self.structure.pure:
                 read = [a for a in (*tensor_arguments(node), *self._data(node)) if a not in self.structure.pure]
-                last.update({a: node for a in (node, *read)})
+                for argument in (node, *read):
+                    last[argument] = node
         kept = {*self.structure.constants, *self.structure.capture.outputs}
         found: dict[fx.Node, list[fx.Node]] = {}
         for node, by in last.items():
@@ -344,21 +366,31 @@ class Colouring:
         """Nodes that meet a parameter."""
         return {data for node in self.structure.role for data in self._data(node)}
 
+    @functools.cached_property
+    def _contracted(self) -> set[fx.Node]:
+        """Nodes that are contracted with a parameter."""
+        return {role[1].data for role in self.structure.role.values() if role[0] == "contract"}
+
     def _forget(self, node: fx.Node) -> None:
         """Keep of a node that nothing reads again what may mask others: values and sketches that depend on no parameter in part.
 
         Of the others the shapes remain, and the sketches of what meets a parameter.
         """
-        value, sketch = self.values[node], self.sketches[node]
-        if isinstance(value, Tensor):
-            inexact = value.is_floating_point() or value.is_complex()
-            if inexact and (not sketch.numel() or bool(sketch.amin() > NONE)):
-                self.values[node] = _placeholder(value)
-                if node not in self._meeting:
-                    self.sketches[node] = _placeholder(sketch)
-        elif isinstance(value, (tuple, list)):  # the parts have been read each by a node of its own
+        value = self.values[node]
+        if isinstance(value, (tuple, list)):  # the parts have been read each by a node of its own
             self.values[node] = [_placeholder(v) if isinstance(v, Tensor) else v for v in value]
             self.sketches[node] = None
+        elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            if not depends_on_none(self.sketches[node]):
+                self.values[node] = _placeholder(value)
+            if node not in self._meeting:
+                self._forget_sketch(node)
+
+    def _forget_sketch(self, node: fx.Node) -> None:
+        """Keep the sketch of a node only where elements depend on no parameter."""
+        sketch = self.sketches.get(node)
+        if isinstance(sketch, Tensor) and not depends_on_none(sketch):
+            self.sketches[node] = _placeholder(sketch)
 
     def _reach_as_number(self, reach: Tensor) -> Tensor:
         """What a contraction's result reaches, as a gradient of its own: it lives where the true one is degenerate."""
@@ -390,6 +422,7 @@ class Colouring:
         numbers = uniform(colours, 1 + self.salt), uniform(colours, 9 + self.salt)
         back = uniform(colours, 2 + self.salt)
         record = self.records.setdefault(node, {})
+        record["recording"] = self.recording
         x = self.values[geometry.data]
         if not x.is_floating_point():
             x = x.to(torch.float64)
@@ -579,12 +612,12 @@ class Colouring:
     # Streams per place
 
     def _contract_numbers(self, place: Place) -> Tensor:
-        geometry: Contraction = self.structure.role[place.node][1]
         record = self.records[place.node]
-        if record.pop("reach number", None) is not None or "gradient" not in record:
-            record["gradient"] = torch.zeros(self.shape_of(place.node), dtype=torch.float64)
-        weights = [torch.cos((0.9 + 0.8 * m) * record["total"] + 0.5 * m) for m in range(SIGNATURE)]
-        return geometry.per_feature(record["gradient"], weights).asinh_()
+        if "numbers" in record:
+            return record["numbers"]
+        record.pop("reach number", None)  # no output feels it
+        record["gradient"] = torch.zeros(self.shape_of(place.node), dtype=torch.float64)
+        return torch.zeros(*self.families[place].features.shape, SIGNATURE, dtype=torch.float64)
 
     def _look_up_numbers(self, place: Place, row_exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of the columns of a table, and those of its rows beside what is known of them exactly."""

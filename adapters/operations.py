@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -21,7 +22,15 @@ from torch.fx.node import map_arg
 from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
 from pyrosys.adapters.precision import widest
 
-__all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
+__all__ = [
+    "NONE",
+    "backward_dependence",
+    "depends_on_none",
+    "forward_dependence",
+    "is_layout",
+    "is_pointwise",
+    "tensor_arguments",
+]
 
 aten = torch.ops.aten
 NONE = 0.0
@@ -252,14 +261,14 @@ _SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
 
 def _silent(value: Tensor, sketch: Tensor) -> Tensor | None:
     """Where a tensor is zero and depends on nothing: a mask's zeros. None if nowhere."""
-    if not _free(sketch):
+    if not depends_on_none(sketch):
         return None
     silent = (value == 0) & (sketch == NONE)
     return silent if bool(silent.any()) else None
 
 
-def _free(sketch: Tensor) -> bool:
-    """Whether an element depends on no parameter."""
+def depends_on_none(sketch: Tensor) -> bool:
+    """Whether any element depends on no parameter."""
     if _constant(sketch):
         sketch = sketch[(0,) * sketch.dim()]
     return bool(sketch.numel()) and bool(sketch.amin() == NONE)
@@ -269,8 +278,8 @@ def _largest_of(sketches: list[Tensor]) -> Tensor:
     """The largest of several sketches that broadcast together."""
     total, *others = sketches
     for other in others:
-        if _constant(other) and _free(other):
-            total = total.expand(torch.broadcast_shapes(total.shape, other.shape))
+        if _constant(other) and depends_on_none(other):
+            total = total.expand(np.broadcast_shapes(total.shape, other.shape))  # torch's own is slow
         else:
             total = torch.maximum(total, other)
     return total
@@ -316,7 +325,7 @@ def _covers(
                 covers.append((a, silent))
     elif name == "add":
         for a in inputs:
-            if value(a).is_floating_point() and _free(sketch(a)):
+            if value(a).is_floating_point() and depends_on_none(sketch(a)):
                 infinite = torch.isinf(value(a)) & (sketch(a) == NONE)
                 if bool(infinite.any()):
                     covers.append((a, infinite))
