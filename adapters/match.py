@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring, spread_for
+from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.locate import (
     Mismatch,
     Parting,
@@ -89,6 +90,7 @@ def match(
     return match_wholes(left, right, inputs, target_inputs, part=part, tolerance=tolerance)
 
 
+@seldom_collected()
 def match_wholes(
     source: Whole, target: Whole, inputs: Any, target_inputs: Any, *, part: bool, tolerance: float | None
 ) -> Plan:
