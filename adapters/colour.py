@@ -242,8 +242,9 @@ class Colouring:
         leaves, total = self._forward(sketch, record, keep)
         if sketch:
             self._exact = self._reach()
-            for node in self._meeting - self._contracted:
-                self._forget_sketch(node)
+            for node in self._decorated:
+                if not depends_on_none(self.sketches[node]):
+                    self.sketches[node] = _placeholder(self.sketches[node])
         exact, row_exact = self._exact
         if total.requires_grad:
             total.backward()
@@ -367,9 +368,10 @@ class Colouring:
         return {data for node in self.structure.role for data in self._data(node)}
 
     @functools.cached_property
-    def _contracted(self) -> set[fx.Node]:
-        """Nodes that are contracted with a parameter."""
-        return {role[1].data for role in self.structure.role.values() if role[0] == "contract"}
+    def _decorated(self) -> set[fx.Node]:
+        """Nodes that meet a parameter, but are contracted with none."""
+        found = self._meeting & self.sketches.keys()
+        return found - {role[1].data for role in self.structure.role.values() if role[0] == "contract"}
 
     def _forget(self, node: fx.Node) -> None:
         """Keep of a node that nothing reads again what may mask others: values and sketches that depend on no parameter in part.
@@ -380,17 +382,10 @@ class Colouring:
         if isinstance(value, (tuple, list)):  # the parts have been read each by a node of its own
             self.values[node] = [_placeholder(v) if isinstance(v, Tensor) else v for v in value]
             self.sketches[node] = None
-        elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-            if not depends_on_none(self.sketches[node]):
-                self.values[node] = _placeholder(value)
+        elif isinstance(value, Tensor) and not depends_on_none(self.sketches[node]) and _is_real(value):
+            self.values[node] = _placeholder(value)
             if node not in self._meeting:
-                self._forget_sketch(node)
-
-    def _forget_sketch(self, node: fx.Node) -> None:
-        """Keep the sketch of a node only where elements depend on no parameter."""
-        sketch = self.sketches.get(node)
-        if isinstance(sketch, Tensor) and not depends_on_none(sketch):
-            self.sketches[node] = _placeholder(sketch)
+                self.sketches[node] = _placeholder(value, torch.float64)
 
     def _reach_as_number(self, reach: Tensor) -> Tensor:
         """What a contraction's result reaches, as a gradient of its own: it lives where the true one is degenerate."""
@@ -677,9 +672,14 @@ class Colouring:
         return found
 
 
-def _placeholder(x: Tensor) -> Tensor:
+def _is_real(x: Tensor) -> bool:
+    """Whether a tensor holds numbers, and not indices or a mask."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def _placeholder(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of ones of the same shape that takes no memory."""
-    return torch.ones((), dtype=x.dtype).expand(x.shape)
+    return torch.ones((), dtype=dtype or x.dtype).expand(x.shape)
 
 
 def _both(a: Tensor, b: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ __all__ = ["Refinement", "group_by_numbers", "order_by_group", "rank_within", "r
 
 _ROUNDS = 12
 _REWARD = 2
+_LARGE = 1 << 17  # elements of an activation from which two threads are faster than one
+_CHANCES = 3  # rounds that tell apart what was ordered at once
 _DOUBTS = 4  # rounds that a feature which was picked from many has to stand
 _FURTHER = 24  # features tried one by one where no likely one is the counterpart
 _FEATURES = {"contract", "look up"}
@@ -85,6 +87,10 @@ class _Refiner:
     def __init__(self, sides: tuple[Colouring, Colouring], use_numbers: bool):
         self.sides = sides
         self.use_numbers = use_numbers
+        shapes = (
+            n.meta.get("shape", ()) for side in sides for n in side.structure.nodes if n not in side.structure.pure
+        )
+        self.large = max((torch.Size(shape).numel() for shape in shapes), default=0) > _LARGE
         self.rounds = 0
         self.count = 0
         self.conflicts = 0
@@ -128,7 +134,8 @@ class _Refiner:
         self.ran_under = [side.families for side in self.sides]
         for side in self.sides:
             side.vary(self.rounds)
-        streams = on_both(functools.partial(Colouring.run, sketch=sketch, record=self.recorded), self.sides)
+        run = functools.partial(Colouring.run, sketch=sketch, record=self.recorded)
+        streams = on_both(run, self.sides, large=self.large)
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
         colour, exact, numbers = (
@@ -172,21 +179,25 @@ class _Refiner:
                     for place, now in side.families.items()
                 }
         else:
-            on_both(Colouring.run, self.sides)
+            on_both(Colouring.run, self.sides, large=self.large)
 
     # Orders
 
     def order_at_once(self) -> bool:
         """Order everything after the first round; in most pairs both models store their features in one order.
 
-        Of a choice that leaves no feature like another, one round tells whether it is right. Otherwise it is taken back.
+        Of a choice that leaves no feature like another, one round tells whether it is right. The few that a round happens not to
+        tell apart, another may. Otherwise the choice is taken back.
         """
         before, count = self.save(), self.count
         for kinds in (_FEATURES, {"elements"}):
             self._order(self._orderable(kinds), kinds)
-        self.round(sketch=False)
-        if self.agree() and self.noise < _FINEST and not self._orderable() and not self._undecided():
-            return True
+        for _ in range(_CHANCES):
+            self.round(sketch=False)
+            if not self.agree() or self.noise >= _FINEST:
+                break
+            if not self._orderable() and not self._undecided():
+                return True
         self.load(before)
         self.count = count
         return False

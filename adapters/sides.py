@@ -40,10 +40,16 @@ READINGS = (FROZEN, *_REWRITES)
 """Other ways to read a model than the plain one."""
 
 
-def on_both(do: Callable[[T], R], sides: tuple[T, T]) -> list[R]:
-    """Do the same for source and target, at the same time where more than one thread is allowed."""
+def on_both(do: Callable[[T], R], sides: tuple[T, T], *, large: bool = True) -> list[R]:
+    """Do the same for source and target, at the same time where more than one thread is allowed.
+
+    Args:
+        do: what to do.
+        sides: on what.
+        large: whether the tensors are large; threads that work on small ones wait for each other.
+    """
     allowed = torch.get_num_threads()
-    if allowed == 1:
+    if allowed == 1 or not large:
         return [do(side) for side in sides]
     try:
         torch.set_num_threads(allowed // 2)  # of each of the two

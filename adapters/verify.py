@@ -291,12 +291,20 @@ def certify(
         if rounds is _ROUNDS:  # memory of its own for each, which a model may write to
             drawn = {name: tensor.clone() for name, tensor in drawn.items()}
             mapped = {name: tensor.clone() for name, tensor in mapped.items()}
+        known = None
         try:
             if seed == 0 and rounds is _ROUNDS:
-                deterministic(source, drawn)
-                deterministic(target, mapped)
+                known = deterministic(source, drawn), deterministic(target, mapped)
             outcome = compare(
-                left, right, drawn, mapped, parameters=label, dtype=precision, tolerance=tolerance, order=order
+                left,
+                right,
+                drawn,
+                mapped,
+                parameters=label,
+                dtype=precision,
+                tolerance=tolerance,
+                order=order,
+                known=known,
             )
         except CaptureError as error:
             if "not deterministic" in str(error) or precision == torch.float32:
