@@ -25,7 +25,7 @@ from pyrosys.adapters.refine import order_by_group, rank_within
 from pyrosys.adapters.solve import solve
 from pyrosys.adapters.structure import Place
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "elements_held", "keeping_piece", "neutral_piece"]
 
 _COLUMN_SIGNATURE = 6
 _FAR = 1e-6  # signatures of one feature in two models differ by less
@@ -41,7 +41,6 @@ class Assembly:
         blind: target places with such positions.
         extrapolated: target tensors whose unseen rows continue the pattern of the seen ones.
         unmatched: places of the target that matter and have no source, as sentences.
-        leftover: places of the source that no target takes.
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
         met: for each paired contraction of the source, which of its contracted positions a target took.
@@ -58,7 +57,6 @@ class Assembly:
     blind: list[Place] = dataclasses.field(default_factory=list)
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     unmatched: list[str] = dataclasses.field(default_factory=list)
-    leftover: list[Place] = dataclasses.field(default_factory=list)
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
     met: dict[Place, Tensor] = dataclasses.field(default_factory=dict)
@@ -83,16 +81,14 @@ def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
     """
     found = Assembly()
     extra = functools.cache(extra)
-    used: set[Place] = set()
     index = _Index(source)
     for place in target.structure.places:
         if place.kind == "contract":
-            used |= _contraction(place, index, source, target, found, extra)
+            _contraction(place, index, source, target, found, extra)
         elif place.kind == "look up":
-            used |= _look_up(place, index, source, target, found)
+            _look_up(place, index, source, target, found)
         elif place not in found.settled:
-            used |= _elements(place, index, source, target, found)
-    found.leftover = [p for p in source.structure.places if p not in used]
+            _elements(place, index, source, target, found)
     for place, taken in found.met.items():
         if not bool(taken.all()):
             found.ambiguous.append(
@@ -158,11 +154,10 @@ class _Index:
 
 def _contraction(
     place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly, extra: Extra
-) -> set[Place]:
+) -> None:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
     contracted = _contracted(geometry)
-    used: set[Place] = set()
     covered = torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64)
     for number, (mine, theirs) in index.pairs("contract", colours).items():
         other_place = index.places[number]
@@ -184,12 +179,10 @@ def _contraction(
                     f"{int((~varies).sum())} contracted positions of {_name(place)} always meet zeros; their order is kept"
                 )
                 found.blind.append(place)
-        used.add(other_place)
         found.pairs.append((other_place, place))
         taken = found.met.setdefault(other_place, torch.zeros(_contracted(other), dtype=torch.bool))
         taken[theirs_k] = True
-        other, chained = _carry_chain(place, mine, other_place, theirs, source, target, found)
-        used |= chained
+        other = _carry_chain(place, mine, other_place, theirs, source, target, found)
         width = geometry.features
         covered.reshape(-1)[mine] += len(mine_k)
         for group in torch.unique(mine // width).tolist():
@@ -206,7 +199,6 @@ def _contraction(
     if missing:
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
     _silence(geometry, ~live, contracted, found)
-    return used
 
 
 def _contracted(geometry: Contraction) -> int:
@@ -222,24 +214,23 @@ def _carry_chain(
     source: Colouring,
     target: Colouring,
     found: Assembly,
-) -> tuple[Contraction, set[Place]]:
+) -> Contraction:
     """The source's contraction as the target is to have it, when the gains and biases behind the two are told apart."""
     other: Contraction = source.structure.role[other_place.node][1]
     my_chain, their_chain = chain_behind(target.structure, place), chain_behind(source.structure, other_place)
     if len(mine) != my_chain.width or len(theirs) != their_chain.width:
-        return other, set()
+        return other
     carried = transfer(their_chain, my_chain)
     if carried is None:
-        return other, set()
+        return other
     plain = Elements([], None, None)
-    roots = {n.meta["parameter"]: n for n in target.structure.capture.graph.nodes if n.op == "placeholder"}
-    for name, node in carried.copies.items():
-        found.pieces.append(_piece((roots[name], 0, plain), (node, 0, plain), [(mine, theirs)], found))
-    for name, value in carried.fills.items():
-        numel = torch.Size(roots[name].meta["shape"]).numel()
-        found.pieces.append(constant_piece(name, 0, [torch.arange(numel)], value))
+    for leaf, (node, numbers) in carried.copies.items():
+        lines = leaf.positions[mine], numbers[theirs]
+        found.pieces.append(_piece((leaf.root, 0, plain), (node, 0, plain), [lines], found))
+    for leaf, value in carried.fills.items():
+        found.pieces.append(_constant_piece(leaf.root.meta["parameter"], 0, [leaf.positions], value))
     found.settled.update(my_chain.places)
-    return carried.geometry, set(their_chain.places)
+    return carried.geometry
 
 
 def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assembly) -> None:
@@ -255,17 +246,22 @@ def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assemb
                 continue
             lines = [block.contracted, block.features[block_j]]
             offset = block.offset + _group_offset(geometry, block, group)
-            found.pieces.append(constant_piece(name, offset, lines, 0.0))
+            found.pieces.append(_constant_piece(name, offset, lines, 0.0, spare=True))
 
 
-def constant_piece(name: str, offset: int, lines: list[Tensor], value: float) -> Piece:
+def _constant_piece(name: str, offset: int, lines: list[Tensor], value: float, *, spare: bool = False) -> Piece:
     """A step that sets elements to one value."""
     axes: list[Axis] = []
     for line in lines:
         line = torch.sort(line).values
         offset += int(line[0])
         axes += axes_of(line - line[0], torch.zeros_like(line))
-    return Piece(name, None, offset, 0, tuple(axes), 0.0, value).simplified()
+    return Piece(name, None, offset, 0, tuple(axes), 0.0, value, spare).simplified()
+
+
+def keeping_piece(name: str, numbers: Tensor) -> Piece:
+    """The step that leaves elements as the target has them."""
+    return dataclasses.replace(_constant_piece(name, 0, [numbers], 0.0), scale=1.0)
 
 
 def _links(
@@ -574,10 +570,10 @@ def _parameter_names(operand: fx.Node) -> list[str]:
 # Look-ups
 
 
-def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> None:
     family = target.families[place]
     assert family.rows is not None
-    used: set[Place] = set()
+    any_taken = False
     my_rows_seen = target.rows_seen(place)
     for number, (mine, theirs) in index.pairs("look up", family.features).items():
         other_place = index.places[number]
@@ -592,7 +588,7 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             continue
         if not bool(hit.all()):
             found.unmatched.append(f"rows of {_name(place)} that the probe uses and that no source row explains")
-        used.add(other_place)
+        any_taken = True
         found.pairs.append((other_place, place))
         row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
         beyond = _beyond(row_map, family.rows.shape[0], other_family.rows.shape[0])
@@ -612,7 +608,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
         name = _name_of_root(my_elements.roots[0])
         if len(beyond) and name is not None:
-            found.pieces.append(constant_piece(name, my_lines[0], [my_lines[1][beyond], my_lines[2]], 0.0))
+            lines = [my_lines[1][beyond], my_lines[2]]
+            found.pieces.append(_constant_piece(name, my_lines[0], lines, 0.0, spare=True))
             found.extrapolated[_name(place)] = f"{note}; {len(beyond)} rows beyond the source's table are zero".lstrip(
                 "; "
             )
@@ -628,9 +625,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
                 found,
             )
         )
-    if not used:
+    if not any_taken:
         found.unmatched.append(f"the table {_name(place)}")
-    return used
 
 
 def _with_rank(colours: Tensor) -> Tensor:
@@ -692,14 +688,13 @@ def _continued(row_map: dict[int, int], rows: int, other_rows: int) -> tuple[Ten
 # Elements
 
 
-def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> None:
     assert place.source is not None
     colours = target.families[place].features.reshape(-1)
-    every = _seen_elements(place)
+    every = elements_held(place)
     seen = every[colours[every] != DEAD]
     if len(seen):
         _silence_elements(place, every[colours[every] == DEAD], target, found)
-    used: set[Place] = set()
     taken = torch.zeros(len(colours), dtype=torch.bool)
     candidates = index.pairs("elements", colours[seen])
     # Several places may share a colour (the mean and the bias of a batch norm); they pair in order of execution.
@@ -714,7 +709,6 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
             continue
         taken[mine] = True
         found.given.add(other_place)
-        used.add(other_place)
         found.pairs.append((other_place, place))
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
         found.pieces.append(
@@ -729,10 +723,9 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
     if len(rest):
         elements = elements_of(place.operand)
         if place.operation in ("bias", "gain") and elements.roots == [place.source]:
-            found.pieces.append(_neutral_piece(place, rest, elements))
+            found.pieces.append(neutral_piece(place, rest))
         else:
             found.unmatched.append(f"{len(rest)} of {len(colours)} elements of {_name(place)}")
-    return used
 
 
 def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Assembly) -> None:
@@ -744,14 +737,14 @@ def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Asse
     features = target.structure.features_of(target.structure.role[place.node][1], {})
     there = torch.isin(elements.numbers().expand(torch.broadcast_shapes(shape, elements.numbers().shape)), dead)
     if features is not None and bool((features.expand(there.shape)[there] >= 0).all()):
-        found.pieces.append(_neutral_piece(place, dead, elements))
+        found.pieces.append(dataclasses.replace(neutral_piece(place, dead), spare=True))
 
 
-def _neutral_piece(place: Place, numbers: Tensor, elements: Elements) -> Piece:
+def neutral_piece(place: Place, numbers: Tensor) -> Piece:
     """The step that makes elements of a gain one, or of a bias zero."""
-    affine = _affine_of(elements, place)
+    affine = _affine_of(elements_of(place.operand), place)
     neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
-    return constant_piece(place.source.meta["parameter"], 0, [numbers], neutral)
+    return _constant_piece(place.source.meta["parameter"], 0, [numbers], neutral)
 
 
 def _affine_of(elements: Elements, place: Place) -> Elements:
@@ -761,7 +754,7 @@ def _affine_of(elements: Elements, place: Place) -> Elements:
     return dataclasses.replace(elements, scale=1.0, shift=0.0)
 
 
-def _seen_elements(place: Place) -> Tensor:
+def elements_held(place: Place) -> Tensor:
     """Elements of the place's parameter that its operand holds."""
     assert place.source is not None
     numel = torch.Size(place.source.meta["shape"]).numel()

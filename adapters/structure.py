@@ -132,6 +132,27 @@ class Structure:
         """Names of tensors that the outputs depend on."""
         return {s.meta["parameter"] for place in self.places for s in self.sources(place.operand)}
 
+    def elements_reached(self, name: str) -> Tensor:
+        """Which elements of a tensor take part in what the outputs depend on."""
+        (source,) = [n for n in self.capture.graph.nodes if n.op == "placeholder" and n.meta["parameter"] == name]
+        reached = torch.zeros(torch.Size(source.meta["shape"]).numel(), dtype=torch.bool)
+        stack, done = [place.operand for place in self.places], set[fx.Node]()
+        while stack:
+            operand = stack.pop()
+            if operand in done or operand not in self.pure:
+                continue
+            done.add(operand)
+            elements = elements_of(operand)
+            numbers, start = elements.numbers().reshape(-1), 0
+            for root in elements.roots:
+                end = start + torch.Size(root.meta["shape"]).numel()
+                if root is source:
+                    reached[numbers[(numbers >= start) & (numbers < end)] - start] = True
+                elif root.op == "call_function":
+                    stack.extend(tensor_arguments(root))
+                start = end
+        return reached
+
     def _classify(self, node: fx.Node) -> None:
         inputs = tensor_arguments(node)
         if node.target in _LOOK_UPS and self._is_look_up(node):

@@ -131,17 +131,20 @@ class Written(nn.Module):
 
 
 class Gained(nn.Module):
-    """Gains behind three maps, in the weights or apart, in a model without modules."""
+    """Gains behind three maps, in the weights, apart, or in one tensor, in a model without modules."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
-        self.maps = nn.ParameterList(torch.empty(n, m) for n, m in itertools.pairwise((WIDTH, INNER, INNER, OUT)))
-        self.gains = nn.ParameterList(torch.empty(n) for n in (INNER, INNER, OUT) if form == "apart")
+        widths = INNER, INNER, OUT
+        self.maps = nn.ParameterList(torch.empty(n, m) for n, m in itertools.pairwise((WIDTH, *widths)))
+        self.gains = nn.ParameterList(torch.empty(n) for n in widths if form == "apart")
+        self.vector = nn.Parameter(torch.ones(sum(widths))) if form == "in one tensor" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        gains = self.gains if self.vector is None else self.vector.split([INNER, INNER, OUT])
         for number, matrix in enumerate(self.maps):
             x = x @ matrix
-            x = (x * self.gains[number] if len(self.gains) else x).tanh()
+            x = (x * gains[number] if len(gains) else x).tanh()
         return x
 
 
@@ -269,6 +272,8 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "infinity in a buffer | in the code": (Masked, "buffer", "code"),
     "written in place | put together": (Written, "in place", "together"),
     "gains apart | in the weights": (Gained, "apart", "in the weights"),
+    "gains apart | in one tensor": (Gained, "apart", "in one tensor"),
+    "gains in one tensor | in the weights": (Gained, "in one tensor", "in the weights"),
     "weight norm in a loop | matrix": (Looped, "weight norm", "matrix"),
     "low rank in a loop | matrix": (Looped, "low rank", "matrix"),
     "last round without order, joined | by feature": (LastRound, "joined", "by feature"),
