@@ -188,7 +188,9 @@ def _other_readings(sides: tuple[Side, Side]) -> Iterator[frozenset[str]]:
     either = sides[0].possible() | sides[1].possible()
     possible = [reading for reading in READINGS if reading in either]
     for count in range(1, len(possible) + 1):
-        yield from map(frozenset, itertools.combinations(possible, count))
+        for chosen in map(frozenset, itertools.combinations(possible, count)):
+            if not chosen.issuperset(READINGS[-2:]):
+                yield chosen
 
 
 def _followed(sides: tuple[Side, Side], search: Callable[[], T]) -> T:

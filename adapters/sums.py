@@ -20,7 +20,7 @@ from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, layout_result, tensor_arguments
 from pyrosys.adapters.structure import Structure
 
-__all__ = ["join_parts", "join_sums"]
+__all__ = ["join_parts", "join_sums", "join_sums_of_one"]
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22
@@ -28,12 +28,24 @@ _LIMIT = 1 << 22
 
 
 def join_sums(captured: Capture) -> bool:
-    """Join contractions that are added, in place; whether there were any."""
+    """Join contractions that are added, in place; whether there were any of different tensors."""
+    return any(len(origins) > 1 for origins in _join_sums(captured, of_one=False))
+
+
+def join_sums_of_one(captured: Capture) -> bool:
+    """Join contractions of parts of one tensor that are added, in place; whether there were any."""
+    return bool(_join_sums(captured, of_one=True))
+
+
+def _join_sums(captured: Capture, *, of_one: bool) -> list[set[fx.Node]]:
+    """Join sums in place; for each, the tensors that its contractions see parts of."""
     joiner = _Joiner(captured)
+    joined = []
     for node in list(captured.graph.nodes):
         if _is_sum(node) and joiner.is_whole(node):
-            joiner.visit_sum(node)
-    return joiner.finish()
+            joined += joiner.visit_sum(node, of_one=of_one)
+    joiner.finish()
+    return joined
 
 
 def join_parts(captured: Capture) -> bool:
@@ -74,6 +86,14 @@ class _Product:
     rows: Tensor
     axis: int
 
+    @property
+    def origin(self) -> fx.Node:
+        """The tensor that the data is a part of."""
+        node = self.geometry.data
+        while node.op == "call_function" and is_layout(node) and len(tensor_arguments(node)) == 1:
+            (node,) = tensor_arguments(node)
+        return node
+
 
 class _Joiner:
     def __init__(self, captured: Capture):
@@ -89,19 +109,20 @@ class _Joiner:
             self.graph.eliminate_dead_code()
         return bool(self.instead)
 
-    def visit_sum(self, total: fx.Node) -> None:
+    def visit_sum(self, total: fx.Node, *, of_one: bool) -> list[set[fx.Node]]:
         terms = list(self.terms(total, ()))
-        groups: dict[int, list[_Product]] = {}
+        groups: dict[Any, list[_Product]] = {}
         for product in filter(None, (self.product(term) for term in terms)):
-            groups.setdefault(product.axis, []).append(product)
+            groups.setdefault((product.axis, product.origin if of_one else None), []).append(product)
         joined = [group for group in groups.values() if len(group) > 1 and _elements(group) <= _LIMIT]
         if not joined:
-            return
+            return []
         gone = {id(product.term) for group in joined for product in group}
         with self.graph.inserting_before(total):
             summands = [self.join(group, total) for group in joined]
             summands += [self.moved(term, total) for term in terms if id(term) not in gone]
             self.replace(total, functools.reduce(self.add, summands))
+        return [{product.origin for product in group} for group in joined]
 
     def visit_cat(self, whole: fx.Node) -> None:
         parts = list(args_of(whole)[0])
