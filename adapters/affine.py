@@ -161,7 +161,7 @@ def transfer(source: Chain, target: Chain) -> Transfer | None:
     """Find out how to carry a chain over; None when the parameters simply correspond, or when no way is found."""
     if (source.is_simple and target.is_simple) or source.kinds == target.kinds:
         return None
-    if any(c.geometry.distinct_groups != c.geometry.groups and c.geometry.groups > 1 for c in (source, target)):
+    if any(c.geometry.distinct_groups not in (1, c.geometry.groups) for c in (source, target)):
         return None
     if source.width != target.width or len(source.parameters) > _MOST or len(target.parameters) > _MOST:
         return None
@@ -243,11 +243,15 @@ class _Effect:
     def weighted(self) -> Contraction:
         """The contraction as if its weights held the scale."""
         geometry = self.chain.geometry
-        shape = tuple(geometry.operand.meta["shape"])
+        operand, shape = self.known[geometry.operand], tuple(geometry.operand.meta["shape"])
+        if (
+            geometry.groups > 1 and geometry.distinct_groups == 1 and not geometry.convolution
+        ):  # one matrix for all groups
+            operand, shape = self._call(aten.select.int, (operand, 0, 0), shape[1:]), shape[1:]
         axis = 0 if geometry.convolution or not geometry.data_first else len(shape) - 1
         form = [self.chain.width if d == axis else 1 for d in range(len(shape))]
         scale = self._call(aten.reshape.default, (self.scale, form), tuple(form))
-        weights = self._call(aten.mul.Tensor, (self.known[geometry.operand], scale), shape)
+        weights = self._call(aten.mul.Tensor, (operand, scale), shape)
         strides = tuple(torch.empty(shape, device="meta").stride())
         found = copy.copy(geometry)
         found.elements = Elements([weights], (0, shape, strides), None)
