@@ -260,6 +260,46 @@ class FirstOnly(nn.Module):
         return self.output((x + self.middle(y.relu()))[:, 0].tanh())
 
 
+class Branches(nn.Module):
+    """Two branches that are added, one with its matrix cut in columns, with a bias, and with gains apart or in the weights."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.gain = form, nn.Parameter(torch.ones(WIDTH)) if form == "cut" else None
+        self.first, self.second = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, INNER)
+        self.cut = nn.ModuleList(nn.Linear(n, WIDTH, bias=False) for n in ((3, 5) if form == "cut" else (8,)))
+        self.bias, self.whole = nn.Parameter(torch.zeros(WIDTH)), nn.Linear(INNER, WIDTH)
+        self.output = nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.first(x).tanh()]
+        if self.form == "cut":
+            parts = [parts[0][..., :3], parts[0][..., 3:]]
+        one = sum(matrix(part) for matrix, part in zip(self.cut, parts, strict=True)) + self.bias
+        other = self.whole(self.second(x).sigmoid())
+        y = one + other * self.gain if self.gain is not None else other + one
+        return self.output((x + y).relu())
+
+
+class Repeated(nn.Module):
+    """Rows that lie so that a matrix is repeated for them: with gains behind it, of low rank, or plain."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.inner, self.output = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, OUT)
+        self.gain = nn.Parameter(torch.ones(WIDTH)) if form == "gain" else None
+        self.update = None
+        if form == "low rank":
+            self.update = nn.Sequential(nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x[:, :, None] * x[:, None]).permute(0, 3, 1, 2).movedim(1, -1)
+        y = self.inner(x)
+        if self.update is not None:
+            y = y + self.update(x)
+        return self.output((y if self.gain is None else y * self.gain).tanh())
+
+
 CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "gated, fused | two maps": (Gated, "fused", "two"),
     "gated, glu | two maps": (Gated, "glu", "two"),
@@ -281,6 +321,9 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "first position of a window, kernel | matrix": (FirstOnly, "kernel", "matrix"),
     "rectified gate, joined | by feature": (Rectified, "joined", "by feature"),
     "rectified gate, apart | by feature": (Rectified, "apart", "by feature"),
+    "branches, one cut and one with gains | plain": (Branches, "cut", "plain"),
+    "gains behind a repeated matrix | in it": (Repeated, "gain", "plain"),
+    "low rank beside a repeated matrix | in it": (Repeated, "low rank", "plain"),
     "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
 
