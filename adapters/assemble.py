@@ -105,11 +105,25 @@ def _solve(found: Assembly) -> None:
         # A tensor in a loop asks in every round.
         mine = list(dict.fromkeys(p for p in found.pieces if p.target == name))
         found.pieces = [p for p in found.pieces if p.target != name]
-        solution = solve(root, found.computed, mine)
-        found.pieces += solution.pieces
-        found.solved |= solution.solved
+        for pieces in _covers(mine, torch.Size(root.meta["shape"]).numel()):
+            solution = solve(root, found.computed, pieces)
+            found.pieces += solution.pieces
+            found.solved |= solution.solved
     used = {p.source for p in found.pieces}
     found.computed = {name: node for name, node in found.computed.items() if name in used}
+
+
+def _covers(pieces: list[Piece], numel: int) -> list[list[Piece]]:
+    """Steps for a tensor by the rounds of a loop that they come from: sets of them that fill it; all of them where none does."""
+    covers: list[tuple[Tensor, list[Piece]]] = []
+    for piece in pieces:
+        numbers = piece.numbers("target").reshape(-1)
+        free = next((cover for cover in covers if not bool(cover[0][numbers].any())), None)
+        if free is None:
+            covers.append(free := (torch.zeros(numel, dtype=torch.bool), []))
+        free[0][numbers] = True
+        free[1].append(piece)
+    return [steps for filled, steps in covers if bool(filled.all())] or [pieces]
 
 
 class _Index:

@@ -461,10 +461,12 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         if piece not in steps:
             steps.append(piece)
     equal: dict[str, str] = {}
-    settled = {
-        name: _settle(name, _once(name, steps, source_state, equal), structures[1]) for name, steps in pieces.items()
-    }
     computed = {name: Program.of(root) for name, root in assembly.computed.items()}
+    settled = {
+        name: _settle(name, _once(name, steps, source_state, computed, equal), structures[1])
+        for name, steps in pieces.items()
+    }
+    computed = {n: p for n, p in computed.items() if any(s.source == n for steps in settled.values() for s in steps)}
     made = settled.keys() | assembly.solved.keys()
     kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in made)
     reached = {p for s in (structures[1],) for p in s.reached()}
@@ -503,8 +505,17 @@ def _partly_unseen(unseen: Mapping[str, int], shapes: Mapping[str, tuple[int, ..
     ]
 
 
-def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dict[str, str]) -> list[Piece]:
-    """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`."""
+def _once(
+    name: str,
+    steps: list[Piece],
+    state: Mapping[str, Tensor],
+    computed: Mapping[str, Program],
+    equal: dict[str, str],
+) -> list[Piece]:
+    """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`.
+
+    Tensors that the source computes are equal if it computes them alike from equal tensors.
+    """
     kept: list[Piece] = []
     for piece in steps:
         twin = next(
@@ -514,16 +525,25 @@ def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dic
         if twin is None:
             kept.append(piece)
             continue
-        assert twin.source is not None
-        assert piece.source is not None
-        a, b = state[twin.source], state[piece.source]
-        if a.is_meta or b.is_meta or not torch.equal(a, b):
+        first, second = _read(str(twin.source), computed), _read(str(piece.source), computed)
+        pairs = list(zip(first[1], second[1], strict=False))
+        if first[0] != second[0] or any(
+            state[a].is_meta or state[b].is_meta or not torch.equal(state[a], state[b]) for a, b in pairs
+        ):
             raise StructureMismatch(
                 f"The target uses {name!r} in several places (it is tied), and the source has different tensors there: "
                 f"{twin.source}, {piece.source}. Untie the target, or make the source's tensors one."
             )
-        equal[piece.source] = twin.source
+        equal |= {b: a for a, b in pairs if a != b}
     return kept
+
+
+def _read(name: str, computed: Mapping[str, Program]) -> tuple[Any, list[str]]:
+    """How the source computes a tensor, without names, and the names of what it reads."""
+    if name not in computed:
+        return None, [name]
+    steps = [{key: value for key, value in step.items() if key != "parameter"} for step in computed[name].to_json()]
+    return steps, computed[name].inputs
 
 
 def _settle(name: str, steps: list[Piece], target: Structure) -> list[Piece]:

@@ -369,6 +369,43 @@ def test_features_that_are_silent_under_some_weights_are_told_apart(source: str,
     assert plan.checked == "real weights"
 
 
+class Rounds(nn.Module):
+    """A map in every round: one for all, or a copy for each; a matrix, or one with a norm of its own."""
+
+    def __init__(self, form: str, copies: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(WIDTH, OUT)
+        self.inner = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(copies))
+        if form == "weight norm":
+            for one in self.inner:
+                nn.utils.parametrizations.weight_norm(one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(2):
+            x = self.inner[number % len(self.inner)](x).tanh()
+        return self.output(x)
+
+
+@pytest.mark.parametrize("form", ["matrix", "weight norm"])
+@pytest.mark.parametrize("other", ["matrix", "weight norm"])
+def test_copies_of_what_a_loop_computes_have_to_be_equal(form: str, other: str) -> None:
+    source, target = Rounds(form, 2), Rounds(other, 1)
+    for seed, model in enumerate((source, target)):
+        randomise(model, seed)
+    with pytest.raises(StructureMismatch, match="it is tied"):
+        match(source, target, (example(0),))
+    source.inner[1].load_state_dict(source.inner[0].state_dict())
+    plan = match(source, target, (example(0),))
+    assert plan.equal
+    target.load_state_dict(plan.apply(source.state_dict()))
+    with torch.no_grad():
+        torch.testing.assert_close(target(example(1)), source(example(1)))
+    other_state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    other_state[next(iter(plan.equal))] += 1
+    with pytest.raises(WeightsError, match="to be equal, because the target has one tensor for both"):
+        plan.apply(other_state)
+
+
 def test_a_plan_asks_for_the_constants_it_was_made_with() -> None:
     source, target = models("factors in a buffer | in the code")
     plan = match(source, target, (example(0),))
