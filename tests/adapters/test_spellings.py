@@ -33,18 +33,20 @@ class Gated(nn.Module):
 
 
 class Placed(nn.Module):
-    """Learned positions: looked up, cut out of the table, or the table as it is."""
+    """Learned positions: looked up, cut out of the table, also where that lies in a longer vector, or the table as it is."""
 
     def __init__(self, form: str, rows: int = 4) -> None:
         super().__init__()
         self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
-        self.positions = nn.Parameter(torch.randn(*((1,) if form == "batched" else ()), rows, WIDTH))
+        shapes = {"batched": (1, rows, WIDTH), "vector": (2 + rows * WIDTH,)}
+        self.positions = nn.Parameter(torch.randn(shapes.get(form, (rows, WIDTH))))
 
     def forward(self, x: Tensor) -> Tensor:
+        table = self.positions[2:].view(-1, WIDTH) if self.form == "vector" else self.positions
         if self.form == "looked up":
-            places = F.embedding(torch.arange(x.shape[1])[None], self.positions)
+            places = F.embedding(torch.arange(x.shape[1])[None], table)
         else:
-            places = self.positions[: x.shape[1]] if self.form == "cut out" else self.positions
+            places = table[: x.shape[1]] if self.form in ("cut out", "vector") else table
         return self.output((self.inner(x) + places).relu())
 
 
@@ -304,6 +306,7 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "gated, fused | two maps": (Gated, "fused", "two"),
     "gated, glu | two maps": (Gated, "glu", "two"),
     "positions looked up | cut out": (partial(Placed, rows=9), "looked up", "cut out"),
+    "positions looked up | cut out of a vector": (partial(Placed, rows=9), "looked up", "vector"),
     "positions looked up | added": (Placed, "looked up", "added"),
     "positions looked up | added, with a batch axis": (Placed, "looked up", "batched"),
     "bias of two axes | one": (Heads, "two axes", "one axis"),
