@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from pyrosys.adapters.affine import chain_behind, transfer
 from pyrosys.adapters.colour import DEAD, Colouring, mix
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.copies import Copies
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.operations import NONE
 from pyrosys.adapters.piece import Axis, Piece
@@ -183,7 +184,15 @@ def _contraction(
         if len(ambiguous):
             varying = geometry.data_grid(target.varies(geometry.data)) != 0
             varies = (varying & _rows_that_matter(target, place)).any(1).any(0)[ambiguous]
-            if bool(varies.any()):
+            copied = _copied(
+                (target, source), (place, other_place), (mine_k, theirs_k), (mine, theirs), ambiguous[varies]
+            )
+            if copied is not None:
+                theirs_k = copied
+                found.ambiguous.append(
+                    f"{int(varies.sum())} input features of {_name(place)} are copies of others; their order is kept"
+                )
+            elif bool(varies.any()):
                 found.unmatched.append(
                     f"{int(varies.sum())} of {contracted} input features of {_name(place)} cannot be told apart: they hold equal "
                     "values (often zero) in every row of every probe; pass inputs on which they differ"
@@ -213,6 +222,52 @@ def _contraction(
     if missing:
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
     _silence(geometry, ~live, contracted, found)
+
+
+def _copied(
+    sides: tuple[Colouring, Colouring],
+    places: tuple[Place, Place],
+    links: tuple[Tensor, Tensor],
+    features: tuple[Tensor, Tensor],
+    undecided: Tensor,
+) -> Tensor | None:
+    """The positions of the source, with copies in the order of storage, if positions that nothing tells apart are copies.
+
+    They have to be in both models, and copies of one element may not look like those of another.
+
+    Args:
+        sides, places, features: of target and source, as for `_contracted_links`.
+        links: paired positions of both.
+        undecided: positions of the target.
+    """
+    data = (side.structure.role[place.node][1].data for side, place in zip(sides, places, strict=True))
+    if not len(undecided) or not all(map(Copies.are_known, data)):
+        return None
+    at = torch.nonzero(torch.isin(links[0], undecided)).reshape(-1)
+    at = at[torch.argsort(links[0][at])]
+    mine, theirs = (
+        _copies(side, place, wanted)[positions[at]]
+        for side, place, wanted, positions in zip(sides, places, features, links, strict=True)
+    )
+    pairs = torch.unique(torch.stack([mine, theirs]), dim=1)
+    firsts = torch.stack([torch.nonzero(mine == group).reshape(-1)[0] for group in pairs[0]])
+    looks = _column_signatures(sides[0], places[0], features[0])[links[0][at][firsts]]
+    distance = torch.cdist(looks, looks).fill_diagonal_(torch.inf)
+    if any(len(torch.unique(groups)) < pairs.shape[1] for groups in pairs) or bool((distance < _FAR).any()):
+        return None
+    ordered = links[1].clone()
+    for group in pairs[0]:
+        chosen = at[mine == group]
+        ordered[chosen] = torch.sort(links[1][chosen]).values
+    return ordered
+
+
+def _copies(side: Colouring, place: Place, features: Tensor) -> Tensor:
+    """A number for each contracted position, the same for positions that meet copies in every row that matters."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    numbers = geometry.data_grid(Copies(side).numbers(geometry.data))
+    numbers = torch.where(_rows_that_matter(side, place), numbers, 0.0)[_groups_of(geometry, features)]
+    return torch.unique(numbers.reshape(-1, numbers.shape[-1]), dim=1, return_inverse=True)[1]
 
 
 def _contracted(geometry: Contraction) -> int:

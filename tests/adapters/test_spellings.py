@@ -302,6 +302,43 @@ class Repeated(nn.Module):
         return self.output((y if self.gain is None else y * self.gain).tanh())
 
 
+class Edge(nn.Module):
+    """A window at an edge that is padded with copies, of which the first position is read: two taps meet one element."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(INNER, OUT)
+        self.taps = nn.Parameter(torch.empty(*((INNER, WIDTH, 3) if form == "kernel" else (3, WIDTH, INNER))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.inner(x).tanh().mT, (1, 1), mode="replicate")
+        if self.form == "kernel":
+            y = F.conv1d(y, self.taps).mT
+        else:
+            y = torch.cat([y.mT[:, i : i + x.shape[1]] for i in range(3)], -1) @ self.taps.flatten(0, 1)
+        return self.output(y.relu())[:, 0]
+
+
+class Alone(nn.Module):
+    """Heads that share keys and values, of which the first position is read: all see the value there, as a mask hides the others."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.query, self.maps = form, nn.Linear(WIDTH, 6), nn.Linear(WIDTH, 6)
+        self.output = nn.Linear(6, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, (key, value) = self.query(x).unflatten(-1, (2, 3)).transpose(1, 2), self.maps(x).chunk(2, -1)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        if self.form == "expanded":
+            value = value[:, None].expand(-1, 2, -1, -1)
+            y = (query @ key[:, None].mT).masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        else:
+            y = torch.einsum("bhqd,bkd->bhqk", query, key).masked_fill(hidden, -torch.inf).softmax(-1)
+            y = torch.einsum("bhqk,bkd->bhqd", y, value)
+        return self.output(y.transpose(1, 2).flatten(-2))[:, 0]
+
+
 CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "gated, fused | two maps": (Gated, "fused", "two"),
     "gated, glu | two maps": (Gated, "glu", "two"),
@@ -327,6 +364,8 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "branches, one cut and one with gains | plain": (Branches, "cut", "plain"),
     "gains behind a repeated matrix | in it": (Repeated, "gain", "plain"),
     "low rank beside a repeated matrix | in it": (Repeated, "low rank", "plain"),
+    "first position of copies, kernel | matrix": (Edge, "kernel", "matrix"),
+    "first position of shared heads, expanded | summed": (Alone, "expanded", "summed"),
     "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
 
@@ -407,6 +446,34 @@ def test_copies_of_what_a_loop_computes_have_to_be_equal(form: str, other: str) 
     other_state[next(iter(plan.equal))] += 1
     with pytest.raises(WeightsError, match="to be equal, because the target has one tensor for both"):
         plan.apply(other_state)
+
+
+class Doubled(nn.Module):
+    """Features that are copies of each other, or that are equal where the two halves of the input are."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.first = form, nn.Linear(3, 3)
+        self.inner, self.output = nn.Linear(WIDTH, INNER), nn.Linear(INNER, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, -1)
+        y = self.first(left)
+        return self.output(self.inner(torch.cat([y, y if self.form == "copies" else self.first(right)], -1)).tanh())
+
+
+@pytest.mark.parametrize(("form", "other"), [("copies", "equal"), ("equal", "copies"), ("equal", "equal")])
+def test_features_that_happen_to_be_equal_are_not_taken_for_copies(form: str, other: str) -> None:
+    half = example(0)[..., :3]
+    with pytest.raises(StructureMismatch, match="pass inputs on which they differ"):
+        match(randomise(Doubled(form), 1), randomise(Doubled(other), 2), (torch.cat([half, half], -1),))
+
+
+def test_features_that_are_copies_keep_their_order() -> None:
+    source, target = Doubled("copies"), Doubled("copies")
+    plan = match(randomise(source, 1), randomise(target, 2), (example(0),))
+    assert "6 input features of inner.weight (inner) are copies of others; their order is kept" in plan.notes
+    assert torch.equal(plan.apply(source.state_dict())["inner.weight"], source.inner.weight)
 
 
 def test_a_plan_asks_for_the_constants_it_was_made_with() -> None:
