@@ -244,9 +244,7 @@ class _Effect:
         """The contraction as if its weights held the scale."""
         geometry = self.chain.geometry
         operand, shape = self.known[geometry.operand], tuple(geometry.operand.meta["shape"])
-        if (
-            geometry.groups > 1 and geometry.distinct_groups == 1 and not geometry.convolution
-        ):  # one matrix for all groups
+        if not geometry.convolution and geometry.groups > geometry.distinct_groups:  # one matrix for all groups
             operand, shape = self._call(aten.select.int, (operand, 0, 0), shape[1:]), shape[1:]
         axis = 0 if geometry.convolution or not geometry.data_first else len(shape) - 1
         form = [self.chain.width if d == axis else 1 for d in range(len(shape))]

@@ -35,7 +35,7 @@ class Copies:
     """Numbers elements of activations so that two have the same number only if they are one by construction.
 
     Args:
-        side: a model that was run under colours.
+        side: a model that was run under colours, with all values kept.
     """
 
     def __init__(self, side: Colouring):

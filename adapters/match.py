@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.assemble import Assembly, assemble, elements_held, keeping_piece, neutral_piece
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import DEAD, Colouring, spread_for
+from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.locate import (
     Mismatch,
     Parting,
@@ -90,6 +91,7 @@ def match(
     return match_wholes(left, right, inputs, target_inputs, part=part, tolerance=tolerance)
 
 
+@seldom_collected()
 def match_wholes(
     source: Whole, target: Whole, inputs: Any, target_inputs: Any, *, part: bool, tolerance: float | None
 ) -> Plan:
