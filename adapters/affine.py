@@ -13,6 +13,7 @@ Nothing is known of batch norm here. Chains are recorded operations, run on numb
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +28,29 @@ from pyrosys.adapters.operations import is_layout, tensor_arguments
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.structure import Place, Structure
 
-__all__ = ["Chain", "Transfer", "chain_behind", "transfer"]
+__all__ = ["Chain", "Leaf", "Transfer", "chain_behind", "transfer"]
 
 aten = torch.ops.aten
 _CLOSE = 1e-12
 _MOST = 5
 """Parameters of a chain up to which ways to set them are searched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Elements that a chain uses as one parameter: a tensor, or the part of one that views cut out.
+
+    Attributes:
+        root: the placeholder of the tensor.
+        numbers: the elements, in order.
+    """
+
+    root: fx.Node
+    numbers: tuple[int, ...]
+
+    @property
+    def positions(self) -> Tensor:
+        return torch.tensor(self.numbers)
 
 
 @dataclasses.dataclass
@@ -73,11 +91,24 @@ class Chain:
             for p in self.places
         ]
 
-    @property
-    def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the parameters."""
-        found = sorted({p.source for p in self.places if p.source is not None})
-        return {n.meta["parameter"]: tuple(n.meta["shape"]) for n in found}
+    @functools.cached_property
+    def parameters(self) -> list[Leaf]:
+        """The parameters, in order of their tensors and then of their elements."""
+        return sorted({leaf for p in self.places for leaf in _leaves(p.operand)}, key=lambda f: (f.root, f.numbers))
+
+
+def _leaves(operand: fx.Node) -> list[Leaf]:
+    """What views take of each parameter before anything is computed."""
+    found, stack = [], [operand]
+    while stack:
+        node = stack.pop()
+        elements = elements_of(node)
+        (root, *more), plain = elements.roots, (elements.scale, elements.shift) == (1.0, 0.0)
+        if root.op == "placeholder" and not more and plain:
+            found.append(Leaf(root, tuple(torch.unique(elements.numbers()).tolist())))
+        else:
+            stack.extend(a for a in tensor_arguments(node) if a.op != "get_attr")
+    return found
 
 
 def _is_plain(place: Place) -> bool:
@@ -117,36 +148,38 @@ class Transfer:
 
     Attributes:
         geometry: the source's contraction, with the weights that the target is to have.
-        copies: parameter of the target to the source's node whose elements, by feature, it takes.
+        copies: parameter of the target to the elements of a source's node that it takes.
         fills: parameters of the target and the number that each holds everywhere.
     """
 
     geometry: Contraction
-    copies: dict[str, fx.Node]
-    fills: dict[str, float]
+    copies: dict[Leaf, tuple[fx.Node, Tensor]]
+    fills: dict[Leaf, float]
 
 
 def transfer(source: Chain, target: Chain) -> Transfer | None:
     """Find out how to carry a chain over; None when the parameters simply correspond, or when no way is found."""
     if (source.is_simple and target.is_simple) or source.kinds == target.kinds:
         return None
-    if any(c.geometry.distinct_groups != c.geometry.groups and c.geometry.groups > 1 for c in (source, target)):
+    if any(c.geometry.distinct_groups not in (1, c.geometry.groups) for c in (source, target)):
         return None
     if source.width != target.width or len(source.parameters) > _MOST or len(target.parameters) > _MOST:
         return None
     effect = _Effect(source)
-    names = _twins(effect, source, target)
-    roots = {n.meta["parameter"]: n for n in source.structure.capture.graph.nodes if n.op == "placeholder"}
-    if names is not None:
-        return Transfer(source.geometry, {mine: roots[theirs] for mine, theirs in names.items()}, {})
+    twins = _twins(effect, source, target)
+    if twins is not None:
+        return Transfer(source.geometry, {mine: (leaf.root, leaf.positions) for mine, leaf in twins.items()}, {})
     shifts = any(p.operation == "bias" for p in source.places)
     found = _neutral(target, need_carrier=shifts)
     if found is None:
         return None
     carrier, fills = found
-    copies: dict[str, fx.Node] = {}
-    if carrier is not None and shifts:
-        copies[carrier] = roots[next(iter(source.parameters))] if source.is_simple else effect.shift
+    copies: dict[Leaf, tuple[fx.Node, Tensor]] = {}
+    if carrier is not None and shifts and source.is_simple:
+        (bias,) = source.parameters
+        copies[carrier] = bias.root, bias.positions
+    elif carrier is not None and shifts:
+        copies[carrier] = effect.shift, torch.arange(source.width)
     elif carrier is not None:
         fills = {**fills, carrier: 0.0}
     return Transfer(source.geometry if source.is_simple else effect.weighted(), copies, fills)
@@ -199,18 +232,24 @@ class _Effect:
         flat = self._call(aten.reshape.default, (node, [-1]), (torch.Size(node.meta["shape"]).numel(),))
         return self._call(aten.index_select.default, (flat, 0, self.at), (self.chain.width,))
 
-    def run(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def run(self, values: dict[Leaf, Tensor]) -> tuple[Tensor, Tensor]:
         """Scale and shift for values of the chain's parameters."""
-        return Program.of(self.scale).run(values), Program.of(self.shift).run(values)
+        tensors: dict[str, Tensor] = {}
+        for leaf, value in values.items():
+            empty = torch.zeros(leaf.root.meta["shape"], dtype=torch.float64)
+            tensors.setdefault(leaf.root.meta["parameter"], empty).view(-1)[leaf.positions] = value
+        return Program.of(self.scale).run(tensors), Program.of(self.shift).run(tensors)
 
     def weighted(self) -> Contraction:
         """The contraction as if its weights held the scale."""
         geometry = self.chain.geometry
-        shape = tuple(geometry.operand.meta["shape"])
+        operand, shape = self.known[geometry.operand], tuple(geometry.operand.meta["shape"])
+        if not geometry.convolution and geometry.groups > geometry.distinct_groups:  # one matrix for all groups
+            operand, shape = self._call(aten.select.int, (operand, 0, 0), shape[1:]), shape[1:]
         axis = 0 if geometry.convolution or not geometry.data_first else len(shape) - 1
         form = [self.chain.width if d == axis else 1 for d in range(len(shape))]
         scale = self._call(aten.reshape.default, (self.scale, form), tuple(form))
-        weights = self._call(aten.mul.Tensor, (self.known[geometry.operand], scale), shape)
+        weights = self._call(aten.mul.Tensor, (operand, scale), shape)
         strides = tuple(torch.empty(shape, device="meta").stride())
         found = copy.copy(geometry)
         found.elements = Elements([weights], (0, shape, strides), None)
@@ -218,41 +257,38 @@ class _Effect:
         return found
 
 
-def _drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+def _drawn(leaves: list[Leaf], seed: int) -> dict[Leaf, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {n: 0.5 + torch.rand(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+    return {leaf: 0.5 + torch.rand(len(leaf.numbers), generator=generator, dtype=torch.float64) for leaf in leaves}
 
 
-def _twins(effect: _Effect, source: Chain, target: Chain) -> dict[str, str] | None:
+def _twins(effect: _Effect, source: Chain, target: Chain) -> dict[Leaf, Leaf] | None:
     """Parameter of the target to that of the source, if the chains compute alike from them."""
     mine, theirs = target.parameters, source.parameters
-    if len(mine) != len(theirs) or any(
-        torch.Size(s).numel() != source.width for s in (*mine.values(), *theirs.values())
-    ):
+    if len(mine) != len(theirs) or any(len(leaf.numbers) != source.width for leaf in (*mine, *theirs)):
         return None
     drawn = _drawn(theirs, 1)
     wanted, other = effect.run(drawn), _Effect(target)
-    for names in itertools.permutations(theirs):
-        pairs = dict(zip(mine, names, strict=True))
-        found = other.run({m: drawn[t].reshape(mine[m]) for m, t in pairs.items()})
+    for order in itertools.permutations(theirs):
+        pairs = dict(zip(mine, order, strict=True))
+        found = other.run({m: drawn[t] for m, t in pairs.items()})
         if all(bool(((a - b).abs() <= _CLOSE * (1 + b.abs())).all()) for a, b in zip(found, wanted, strict=True)):
             return pairs
     return None
 
 
-def _neutral(chain: Chain, need_carrier: bool) -> tuple[str | None, dict[str, float]] | None:
+def _neutral(chain: Chain, need_carrier: bool) -> tuple[Leaf | None, dict[Leaf, float]] | None:
     """A parameter that is the shift itself, and numbers for the others with which the scale is one."""
-    shapes = chain.parameters
-    if not shapes:
+    if not chain.parameters:
         return None if need_carrier else (None, {})
     effect = _Effect(chain)
-    carriers: list[str | None] = [n for n, s in shapes.items() if torch.Size(s).numel() == chain.width]
+    carriers: list[Leaf | None] = [leaf for leaf in chain.parameters if len(leaf.numbers) == chain.width]
     for carrier in carriers if need_carrier else [*carriers, None]:
-        others = [n for n in shapes if n != carrier]
-        drawn = {} if carrier is None else _drawn({carrier: shapes[carrier]}, 2)
+        others = [leaf for leaf in chain.parameters if leaf != carrier]
+        drawn = {} if carrier is None else _drawn([carrier], 2)
 
-        def run(fills: dict[str, float], drawn: dict[str, Tensor] = drawn) -> tuple[Tensor, Tensor]:
-            full = {n: torch.full(shapes[n], v, dtype=torch.float64) for n, v in fills.items()}
+        def run(fills: dict[Leaf, float], drawn: dict[Leaf, Tensor] = drawn) -> tuple[Tensor, Tensor]:
+            full = {leaf: torch.full((len(leaf.numbers),), v, dtype=torch.float64) for leaf, v in fills.items()}
             return effect.run({**drawn, **full})
 
         for numbers in itertools.product((0.0, 1.0), repeat=len(others)):
@@ -260,18 +296,18 @@ def _neutral(chain: Chain, need_carrier: bool) -> tuple[str | None, dict[str, fl
             if fills is None:
                 continue
             shift = run(fills)[1]
-            wanted = torch.zeros_like(shift) if carrier is None else drawn[carrier].reshape(-1)
+            wanted = torch.zeros_like(shift) if carrier is None else drawn[carrier]
             if bool(((shift - wanted).abs() <= _CLOSE * (1 + wanted.abs())).all()):
                 return carrier, fills
     return None
 
 
 def _with_unit_scale(
-    fills: dict[str, float], run: Callable[[dict[str, float]], tuple[Tensor, Tensor]]
-) -> dict[str, float] | None:
+    fills: dict[Leaf, float], run: Callable[[dict[Leaf, float]], tuple[Tensor, Tensor]]
+) -> dict[Leaf, float] | None:
     """The numbers, one of them moved so far that the scale is one (a variance to one less epsilon)."""
 
-    def excess(candidate: dict[str, float]) -> float:
+    def excess(candidate: dict[Leaf, float]) -> float:
         scale = run(candidate)[0]
         return (
             float(scale.mean()) - 1
@@ -281,14 +317,14 @@ def _with_unit_scale(
 
     if excess(fills) == 0:
         return fills
-    for name in fills:
-        a, b = fills[name], fills[name] + 1e-3
-        low, high = excess({**fills, name: a}), excess({**fills, name: b})
+    for leaf in fills:
+        a, b = fills[leaf], fills[leaf] + 1e-3
+        low, high = excess({**fills, leaf: a}), excess({**fills, leaf: b})
         for _ in range(60):
             if high == low or not (abs(high) < 1e3 and abs(low) < 1e3):
                 break
             a, b, low = b, b - high * (b - a) / (high - low), high
-            high = excess({**fills, name: b})
+            high = excess({**fills, leaf: b})
             if abs(high) <= 1e-15:
-                return {**fills, name: b}
+                return {**fills, leaf: b}
     return None

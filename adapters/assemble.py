@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from pyrosys.adapters.affine import chain_behind, transfer
 from pyrosys.adapters.colour import DEAD, Colouring
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.copies import Copies
 from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.operations import NONE
@@ -26,7 +27,7 @@ from pyrosys.adapters.refine import order_by_group, rank_within
 from pyrosys.adapters.solve import solve
 from pyrosys.adapters.structure import Place
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "elements_held", "keeping_piece", "neutral_piece"]
 
 _COLUMN_SIGNATURE = 6
 _FAR = 1e-6  # signatures of one feature in two models differ by less
@@ -42,7 +43,6 @@ class Assembly:
         blind: target places with such positions.
         extrapolated: target tensors whose unseen rows continue the pattern of the seen ones.
         unmatched: places of the target that matter and have no source, as sentences.
-        leftover: places of the source that no target takes.
         vocabularies: for every look-up, the source row of each target row.
         pairs: places that were paired, source first.
         met: for each paired contraction of the source, which of its contracted positions a target took.
@@ -59,7 +59,6 @@ class Assembly:
     blind: list[Place] = dataclasses.field(default_factory=list)
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
     unmatched: list[str] = dataclasses.field(default_factory=list)
-    leftover: list[Place] = dataclasses.field(default_factory=list)
     vocabularies: list[Tensor] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Place, Place]] = dataclasses.field(default_factory=list)
     met: dict[Place, Tensor] = dataclasses.field(default_factory=dict)
@@ -84,16 +83,14 @@ def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
     """
     found = Assembly()
     extra = functools.cache(extra)
-    used: set[Place] = set()
     index = _Index(source)
     for place in target.structure.places:
         if place.kind == "contract":
-            used |= _contraction(place, index, source, target, found, extra)
+            _contraction(place, index, source, target, found, extra)
         elif place.kind == "look up":
-            used |= _look_up(place, index, source, target, found)
+            _look_up(place, index, source, target, found)
         elif place not in found.settled:
-            used |= _elements(place, index, source, target, found)
-    found.leftover = [p for p in source.structure.places if p not in used]
+            _elements(place, index, source, target, found)
     for place, taken in found.met.items():
         if not bool(taken.all()):
             found.ambiguous.append(
@@ -110,11 +107,25 @@ def _solve(found: Assembly) -> None:
         # A tensor in a loop asks in every round.
         mine = list(dict.fromkeys(p for p in found.pieces if p.target == name))
         found.pieces = [p for p in found.pieces if p.target != name]
-        solution = solve(root, found.computed, mine)
-        found.pieces += solution.pieces
-        found.solved |= solution.solved
+        for pieces in _covers(mine, torch.Size(root.meta["shape"]).numel()):
+            solution = solve(root, found.computed, pieces)
+            found.pieces += solution.pieces
+            found.solved |= solution.solved
     used = {p.source for p in found.pieces}
     found.computed = {name: node for name, node in found.computed.items() if name in used}
+
+
+def _covers(pieces: list[Piece], numel: int) -> list[list[Piece]]:
+    """Steps for a tensor by the rounds of a loop that they come from: sets of them that fill it; all of them where none does."""
+    covers: list[tuple[Tensor, list[Piece]]] = []
+    for piece in pieces:
+        numbers = piece.numbers("target").reshape(-1)
+        free = next((cover for cover in covers if not bool(cover[0][numbers].any())), None)
+        if free is None:
+            covers.append(free := (torch.zeros(numel, dtype=torch.bool), []))
+        free[0][numbers] = True
+        free[1].append(piece)
+    return [steps for filled, steps in covers if bool(filled.all())] or [pieces]
 
 
 class _Index:
@@ -165,11 +176,10 @@ class _Index:
 
 def _contraction(
     place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly, extra: Extra
-) -> set[Place]:
+) -> None:
     geometry: Contraction = target.structure.role[place.node][1]
     colours = target.families[place].features.reshape(-1)
     contracted = _contracted(geometry)
-    used: set[Place] = set()
     covered = torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64)
     for number, (mine, theirs) in index.pairs("contract", colours).items():
         other_place = index.places[number]
@@ -181,7 +191,15 @@ def _contraction(
         if len(ambiguous):
             varying = geometry.data_grid(target.varies(geometry.data)) != 0
             varies = (varying & _rows_that_matter(target, place)).any(1).any(0)[ambiguous]
-            if bool(varies.any()):
+            copied = _copied(
+                (target, source), (place, other_place), (mine_k, theirs_k), (mine, theirs), ambiguous[varies]
+            )
+            if copied is not None:
+                theirs_k = copied
+                found.ambiguous.append(
+                    f"{int(varies.sum())} input features of {_name(place)} are copies of others; their order is kept"
+                )
+            elif bool(varies.any()):
                 found.unmatched.append(
                     f"{int(varies.sum())} of {contracted} input features of {_name(place)} cannot be told apart: they hold equal "
                     "values (often zero) in every row of every probe; pass inputs on which they differ"
@@ -191,12 +209,10 @@ def _contraction(
                     f"{int((~varies).sum())} contracted positions of {_name(place)} always meet zeros; their order is kept"
                 )
                 found.blind.append(place)
-        used.add(other_place)
         found.pairs.append((other_place, place))
         taken = found.met.setdefault(other_place, torch.zeros(_contracted(other), dtype=torch.bool))
         taken[theirs_k] = True
-        other, chained = _carry_chain(place, mine, other_place, theirs, source, target, found)
-        used |= chained
+        other = _carry_chain(place, mine, other_place, theirs, source, target, found)
         width = geometry.features
         covered.reshape(-1)[mine] += len(mine_k)
         for group in torch.unique(mine // width).tolist():
@@ -213,7 +229,53 @@ def _contraction(
     if missing:
         found.unmatched.append(f"{missing} of {geometry.features} features of {_name(place)}")
     _silence(geometry, ~live, contracted, found)
-    return used
+
+
+def _copied(
+    sides: tuple[Colouring, Colouring],
+    places: tuple[Place, Place],
+    links: tuple[Tensor, Tensor],
+    features: tuple[Tensor, Tensor],
+    undecided: Tensor,
+) -> Tensor | None:
+    """The positions of the source, with copies in the order of storage, if positions that nothing tells apart are copies.
+
+    They have to be in both models, and copies of one element may not look like those of another.
+
+    Args:
+        sides, places, features: of target and source, as for `_contracted_links`.
+        links: paired positions of both.
+        undecided: positions of the target.
+    """
+    data = (side.structure.role[place.node][1].data for side, place in zip(sides, places, strict=True))
+    if not len(undecided) or not all(map(Copies.are_known, data)):
+        return None
+    at = torch.nonzero(torch.isin(links[0], undecided)).reshape(-1)
+    at = at[torch.argsort(links[0][at])]
+    mine, theirs = (
+        _copies(side, place, wanted)[positions[at]]
+        for side, place, wanted, positions in zip(sides, places, features, links, strict=True)
+    )
+    pairs = torch.unique(torch.stack([mine, theirs]), dim=1)
+    firsts = torch.stack([torch.nonzero(mine == group).reshape(-1)[0] for group in pairs[0]])
+    looks = _column_signatures(sides[0], places[0], features[0])[links[0][at][firsts]]
+    distance = torch.cdist(looks, looks).fill_diagonal_(torch.inf)
+    if any(len(torch.unique(groups)) < pairs.shape[1] for groups in pairs) or bool((distance < _FAR).any()):
+        return None
+    ordered = links[1].clone()
+    for group in pairs[0]:
+        chosen = at[mine == group]
+        ordered[chosen] = torch.sort(links[1][chosen]).values
+    return ordered
+
+
+def _copies(side: Colouring, place: Place, features: Tensor) -> Tensor:
+    """A number for each contracted position, the same for positions that meet copies in every row that matters."""
+    geometry: Contraction = side.structure.role[place.node][1]
+    side.run(sketch=False, keep=True)
+    numbers = geometry.data_grid(Copies(side).numbers(geometry.data))
+    numbers = torch.where(_rows_that_matter(side, place), numbers, 0.0)[_groups_of(geometry, features)]
+    return torch.unique(numbers.reshape(-1, numbers.shape[-1]), dim=1, return_inverse=True)[1]
 
 
 def _contracted(geometry: Contraction) -> int:
@@ -229,24 +291,23 @@ def _carry_chain(
     source: Colouring,
     target: Colouring,
     found: Assembly,
-) -> tuple[Contraction, set[Place]]:
+) -> Contraction:
     """The source's contraction as the target is to have it, when the gains and biases behind the two are told apart."""
     other: Contraction = source.structure.role[other_place.node][1]
     my_chain, their_chain = chain_behind(target.structure, place), chain_behind(source.structure, other_place)
     if len(mine) != my_chain.width or len(theirs) != their_chain.width:
-        return other, set()
+        return other
     carried = transfer(their_chain, my_chain)
     if carried is None:
-        return other, set()
+        return other
     plain = Elements([], None, None)
-    roots = {n.meta["parameter"]: n for n in target.structure.capture.graph.nodes if n.op == "placeholder"}
-    for name, node in carried.copies.items():
-        found.pieces.append(_piece((roots[name], 0, plain), (node, 0, plain), [(mine, theirs)], found))
-    for name, value in carried.fills.items():
-        numel = torch.Size(roots[name].meta["shape"]).numel()
-        found.pieces.append(constant_piece(name, 0, [torch.arange(numel)], value))
+    for leaf, (node, numbers) in carried.copies.items():
+        lines = leaf.positions[mine], numbers[theirs]
+        found.pieces.append(_piece((leaf.root, 0, plain), (node, 0, plain), [lines], found))
+    for leaf, value in carried.fills.items():
+        found.pieces.append(_constant_piece(leaf.root.meta["parameter"], 0, [leaf.positions], value))
     found.settled.update(my_chain.places)
-    return carried.geometry, set(their_chain.places)
+    return carried.geometry
 
 
 def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assembly) -> None:
@@ -262,17 +323,22 @@ def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assemb
                 continue
             lines = [block.contracted, block.features[block_j]]
             offset = block.offset + _group_offset(geometry, block, group)
-            found.pieces.append(constant_piece(name, offset, lines, 0.0))
+            found.pieces.append(_constant_piece(name, offset, lines, 0.0, spare=True))
 
 
-def constant_piece(name: str, offset: int, lines: list[Tensor], value: float) -> Piece:
+def _constant_piece(name: str, offset: int, lines: list[Tensor], value: float, *, spare: bool = False) -> Piece:
     """A step that sets elements to one value."""
     axes: list[Axis] = []
     for line in lines:
         line = torch.sort(line).values
         offset += int(line[0])
         axes += axes_of(line - line[0], torch.zeros_like(line))
-    return Piece(name, None, offset, 0, tuple(axes), 0.0, value).simplified()
+    return Piece(name, None, offset, 0, tuple(axes), 0.0, value, spare).simplified()
+
+
+def keeping_piece(name: str, numbers: Tensor) -> Piece:
+    """The step that leaves elements as the target has them."""
+    return dataclasses.replace(_constant_piece(name, 0, [numbers], 0.0), scale=1.0)
 
 
 def _links(
@@ -581,10 +647,10 @@ def _parameter_names(operand: fx.Node) -> list[str]:
 # Look-ups
 
 
-def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> None:
     family = target.families[place]
     assert family.rows is not None
-    used: set[Place] = set()
+    any_taken = False
     my_rows_seen = target.rows_seen(place)
     for number, (mine, theirs) in index.pairs("look up", family.features).items():
         other_place = index.places[number]
@@ -599,7 +665,7 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
             continue
         if not bool(hit.all()):
             found.unmatched.append(f"rows of {_name(place)} that the probe uses and that no source row explains")
-        used.add(other_place)
+        any_taken = True
         found.pairs.append((other_place, place))
         row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
         beyond = _beyond(row_map, family.rows.shape[0], other_family.rows.shape[0])
@@ -619,7 +685,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         their_lines = _table_lines(their_elements, source.structure.role[other_place.node][3])
         name = _name_of_root(my_elements.roots[0])
         if len(beyond) and name is not None:
-            found.pieces.append(constant_piece(name, my_lines[0], [my_lines[1][beyond], my_lines[2]], 0.0))
+            lines = [my_lines[1][beyond], my_lines[2]]
+            found.pieces.append(_constant_piece(name, my_lines[0], lines, 0.0, spare=True))
             found.extrapolated[_name(place)] = f"{note}; {len(beyond)} rows beyond the source's table are zero".lstrip(
                 "; "
             )
@@ -635,9 +702,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
                 found,
             )
         )
-    if not used:
+    if not any_taken:
         found.unmatched.append(f"the table {_name(place)}")
-    return used
 
 
 def _with_rank(colours: Tensor) -> Tensor:
@@ -699,14 +765,13 @@ def _continued(row_map: dict[int, int], rows: int, other_rows: int) -> tuple[Ten
 # Elements
 
 
-def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> set[Place]:
+def _elements(place: Place, index: _Index, source: Colouring, target: Colouring, found: Assembly) -> None:
     assert place.source is not None
     colours = target.families[place].features.reshape(-1)
-    every = _seen_elements(place)
+    every = elements_held(place)
     seen = every[colours[every] != DEAD]
     if len(seen):
         _silence_elements(place, every[colours[every] == DEAD], target, found)
-    used: set[Place] = set()
     taken = torch.zeros(len(colours), dtype=torch.bool)
     candidates = index.pairs("elements", colours[seen])
     # Several places may share a colour (the mean and the bias of a batch norm); they pair in order of execution.
@@ -721,7 +786,6 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
             continue
         taken[mine] = True
         found.given.add(other_place)
-        used.add(other_place)
         found.pairs.append((other_place, place))
         my_elements, their_elements = elements_of(place.operand), elements_of(other_place.operand)
         found.pieces.append(
@@ -736,10 +800,9 @@ def _elements(place: Place, index: _Index, source: Colouring, target: Colouring,
     if len(rest):
         elements = elements_of(place.operand)
         if place.operation in ("bias", "gain") and elements.roots == [place.source]:
-            found.pieces.append(_neutral_piece(place, rest, elements))
+            found.pieces.append(neutral_piece(place, rest))
         else:
             found.unmatched.append(f"{len(rest)} of {len(colours)} elements of {_name(place)}")
-    return used
 
 
 def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Assembly) -> None:
@@ -751,14 +814,14 @@ def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Asse
     features = target.structure.features_of(target.structure.role[place.node][1], {})
     there = torch.isin(elements.numbers().expand(torch.broadcast_shapes(shape, elements.numbers().shape)), dead)
     if features is not None and bool((features.expand(there.shape)[there] >= 0).all()):
-        found.pieces.append(_neutral_piece(place, dead, elements))
+        found.pieces.append(dataclasses.replace(neutral_piece(place, dead), spare=True))
 
 
-def _neutral_piece(place: Place, numbers: Tensor, elements: Elements) -> Piece:
+def neutral_piece(place: Place, numbers: Tensor) -> Piece:
     """The step that makes elements of a gain one, or of a bias zero."""
-    affine = _affine_of(elements, place)
+    affine = _affine_of(elements_of(place.operand), place)
     neutral = ((1.0 if place.operation == "gain" else 0.0) - affine.shift) / affine.scale
-    return constant_piece(place.source.meta["parameter"], 0, [numbers], neutral)
+    return _constant_piece(place.source.meta["parameter"], 0, [numbers], neutral)
 
 
 def _affine_of(elements: Elements, place: Place) -> Elements:
@@ -768,7 +831,7 @@ def _affine_of(elements: Elements, place: Place) -> Elements:
     return dataclasses.replace(elements, scale=1.0, shift=0.0)
 
 
-def _seen_elements(place: Place) -> Tensor:
+def elements_held(place: Place) -> Tensor:
     """Elements of the place's parameter that its operand holds."""
     assert place.source is not None
     numel = torch.Size(place.source.meta["shape"]).numel()

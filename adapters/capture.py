@@ -40,6 +40,8 @@ __all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet
 OutputSelector = Callable[[Any], Any]
 aten = torch.ops.aten
 _CORE = core_aten_decompositions()
+EQUAL_HERE = "equal here"
+"""Marks a node that stands for others which have the same values on this probe, and perhaps not on another."""
 
 
 class Inputs:
@@ -841,7 +843,18 @@ def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
         first = known.setdefault(key, node)
         if first is not node:
             instead[node] = first
+            if (
+                node.op == "get_attr"
+                and node.meta["data"]
+                and not _is_same(node.meta["constant"], first.meta["constant"])
+            ):
+                first.meta[EQUAL_HERE] = True
     return [instead.get(o, o) for o in outputs]
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one in memory."""
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 def _is_missing_numbers(error: BaseException) -> bool:

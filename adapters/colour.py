@@ -452,15 +452,18 @@ class Colouring:
 
     def unseen(self) -> dict[str, int]:
         """Parameters with elements that do not move the outputs, such as the bias of a key, and how many elements."""
-        largest = max((float(g.abs().max()) for g in self.gradients.values() if g.numel()), default=0.0)
         found: dict[str, int] = {}
-        for place, gradient in self.gradients.items():
-            live = self.families[place].features != DEAD
-            blind = int(((gradient.abs() <= _UNSEEN * largest) & live).sum())
+        for place, seen in self.seen().items():
+            blind = int((~seen & (self.families[place].features != DEAD)).sum())
             name = place.source.meta["parameter"]
             # An element that is used in several places is seen if any of them shows it.
             found[name] = min(blind, found.get(name, blind))
         return {name: count for name, count in found.items() if count}
+
+    def seen(self) -> dict[Place, Tensor]:
+        """Which elements of the parameters of biases, gains and data move the outputs."""
+        largest = max((float(g.abs().max()) for g in self.gradients.values() if g.numel()), default=0.0)
+        return {place: gradient.abs() > _UNSEEN * largest for place, gradient in self.gradients.items()}
 
     # Sketches
 

@@ -19,7 +19,7 @@ from pyrosys.adapters.locate import Mismatch, Moment, Parting
 from pyrosys.adapters.match import match_sides, prepared_sides, structure_of
 from pyrosys.adapters.names import folded
 from pyrosys.adapters.plan import Plan
-from pyrosys.adapters.report import KINDS, kinds, words
+from pyrosys.adapters.report import KINDS, kinds, named_part, words
 from pyrosys.adapters.sides import Side
 from pyrosys.adapters.structure import Structure
 from pyrosys.errors import StructureMismatch
@@ -235,7 +235,9 @@ def _source_kinds(plan: Plan, name: str, others: Sequence[str]) -> tuple[str, ..
 
 def _source_text(plan: Plan, name: str, others: Sequence[str]) -> str:
     if name in plan.zero:
-        return f"has to be {plan.zero[name]:g} everywhere"
+        parts = [(named_part(step, plan.source[name].shape), step.shift) for step in plan.zero[name]]
+        wanted = [f"{part.removeprefix(name)} has to be {value:g} everywhere".strip() for part, value in parts]
+        return "; ".join([*([_listed(others)] if others else []), *wanted])
     if name in plan.equal:
         return f"has to equal {plan.equal[name]}"
     if name in plan.constants:

@@ -11,6 +11,7 @@ from pyrosys.adapters.certificate import versions
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.program import Program
+from pyrosys.adapters.report import named_part
 from pyrosys.adapters.template import Line, code, fold, folded_lines, name, render, verbatim
 from pyrosys.adapters.views import Step, views_of
 from pyrosys.errors import PlanError
@@ -30,7 +31,7 @@ def to_python(plan: "Plan") -> str:
     """The text of a module with one function, `convert`, from the source's state dict to the target's.
 
     Raises:
-        PlanError: the plan holds tables of numbers that are too large for a text.
+        PlanError: the plan holds tables of numbers that are too large for a text, or keeps a part of a tensor.
     """
     return _Module(plan).text()
 
@@ -91,9 +92,15 @@ class _Module:
     def _checks(self) -> list[Line]:
         """What has to hold of the source for the result to compute the same."""
         plan, lines = self.plan, list[Line]()
-        for key, value in plan.zero.items():
-            test = [*code("if not bool(("), *self._read(key), *verbatim(f" == {value!r}).all()):")]
-            lines.append([*test, *_raise(key, f"has to be {value:g} everywhere")])
+        for key, step in ((key, step) for key, steps in plan.zero.items() for step in steps):
+            test = [
+                *code("if not bool(("),
+                *self._read(key),
+                *self._part(step),
+                *verbatim(f" == {step.shift!r}).all()):"),
+            ]
+            part = named_part(step, plan.source[key].shape).removeprefix(key)
+            lines.append([*test, *_raise(key, f"{part} has to be {step.shift:g} everywhere".strip())])
         for key, other in plan.equal.items():
             test = [*code("if not torch.equal("), *self._read(key), *code(", "), *self._read(other), *code("):")]
             lines.append([*test, *_raise(key, f"has to equal {other!r}")])
@@ -111,6 +118,14 @@ class _Module:
             lines.append([*test, *_raise(key, "has to hold other numbers, which the target has as constants")])
         return lines
 
+    def _part(self, piece: Piece) -> Line:
+        """What takes the elements of a source tensor that a constant step sets."""
+        step = views_of(piece, self.plan.source[piece.target].shape, None)
+        if step is not None:
+            return code(str(step.target))
+        self._check_listed(piece)
+        return code(f".reshape(-1)[{piece.numbers('target').reshape(-1).tolist()}]")
+
     # Tensors
 
     def _read(self, source: str) -> Line:
@@ -126,6 +141,11 @@ class _Module:
 
     def _fill(self, target: str, pieces: Sequence[Piece]) -> Line:
         """The statement that sets one tensor of the target."""
+        if any(piece.keeps for piece in pieces):
+            raise PlanError(
+                f"Expected a plan that sets tensors in full, found one that keeps a part of the target's own {target!r}. "
+                "Use plan.apply, which knows the target."
+            )
         shape = self.plan.target[target].shape
         steps = [(p, views_of(p, shape, self._shape(p))) for p in pieces]
         into = [*code("out["), *name(target), *code("] = ")]
@@ -204,11 +224,7 @@ class _Module:
 
     def _elements(self, piece: Piece) -> Line:
         """An assignment element by element."""
-        if piece.count > _LISTED:
-            raise PlanError(
-                f"The plan lists {piece.count:,} positions of {piece.target!r} one by one, too many for a text. "
-                "Use plan.apply, or save the plan as JSON."
-            )
+        self._check_listed(piece)
         into = piece.numbers("target").reshape(-1).tolist()
         line = code(f"[{into}] = ")
         if piece.source is None:
@@ -219,6 +235,13 @@ class _Module:
             return [*line, *value]
         self.helpers.add("scaled")
         return [*line, *code("scaled("), *value, *verbatim(f", {_number(piece.scale)}, {_number(piece.shift)})")]
+
+    def _check_listed(self, piece: Piece) -> None:
+        if piece.count > _LISTED:
+            raise PlanError(
+                f"The plan lists {piece.count:,} positions of {piece.target!r} one by one, too many for a text. "
+                "Use plan.apply, or save the plan as JSON."
+            )
 
     # What is computed
 

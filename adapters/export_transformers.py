@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyrosys.adapters.certificate import versions
+from pyrosys.adapters.report import named_part
 from pyrosys.errors import MissingExtra, PlanError
 
 if TYPE_CHECKING:
@@ -150,6 +151,14 @@ def _made(rule: Rule) -> Any:
 
 def _rules(plan: "Plan", config: Any) -> list[Rule]:
     """Rules that do what the plan does."""
+    if plan.zero:
+        name, (step, *_) = next(iter(plan.zero.items()))
+        part = named_part(step, plan.source[name].shape)
+        raise PlanError(
+            "Expected a plan that transformers can express, but no operation checks that "
+            f"{part!r} of the checkpoint is {step.shift:g}. "
+            'Use plan.export("python"), or plan.apply.'
+        )
     groups, wrong = _Solver(plan, config).solved(), ""
     strays = _strays(plan, groups)
     names = [*strays, *((g.sources[0], g.targets[0]) for g in groups if not g.operations)]
@@ -219,6 +228,8 @@ class _Solver:
     def _check(self, target: str) -> None:
         """Refuse what no operation can do."""
         for piece in self.plan.pieces[target]:
+            if piece.keeps:
+                raise _refusal(target, "a part of it keeps the target's own values")
             if piece.source is None:
                 raise _refusal(target, f"it is set to {piece.shift:g} and is in no checkpoint")
             if piece.source in self.plan.computed:

@@ -4,15 +4,15 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from pyrosys.adapters.assemble import Assembly, assemble
+from pyrosys.adapters.assemble import Assembly, assemble, elements_held, keeping_piece, neutral_piece
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
-from pyrosys.adapters.colour import Colouring, spread_for
+from pyrosys.adapters.colour import DEAD, Colouring, spread_for
 from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.locate import (
     Mismatch,
@@ -27,10 +27,11 @@ from pyrosys.adapters.piece import Piece
 from pyrosys.adapters.plan import Plan, sampled, specs_of
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import Refinement, refine
+from pyrosys.adapters.report import named_part
 from pyrosys.adapters.search import Whole, match_parts, sides_of
 from pyrosys.adapters.share import share_equal_work
 from pyrosys.adapters.sides import READINGS, ModuleSide, Side
-from pyrosys.adapters.structure import Place, Structure
+from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import Outcome, certify
 from pyrosys.errors import CaptureError, InputError, PyrosysError, StructureMismatch
 
@@ -189,7 +190,9 @@ def _other_readings(sides: tuple[Side, Side]) -> Iterator[frozenset[str]]:
     either = sides[0].possible() | sides[1].possible()
     possible = [reading for reading in READINGS if reading in either]
     for count in range(1, len(possible) + 1):
-        yield from map(frozenset, itertools.combinations(possible, count))
+        for chosen in map(frozenset, itertools.combinations(possible, count)):
+            if not chosen.issuperset(READINGS[-2:]):
+                yield chosen
 
 
 def _followed(sides: tuple[Side, Side], search: Callable[[], T]) -> T:
@@ -460,17 +463,19 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         if piece not in steps:
             steps.append(piece)
     equal: dict[str, str] = {}
+    computed = {name: Program.of(root) for name, root in assembly.computed.items()}
     settled = {
-        name: _settle(name, _once(name, steps, source_state, equal), torch.Size(captures[1].tensors[name]).numel())
+        name: _settle(name, _once(name, steps, source_state, computed, equal), structures[1])
         for name, steps in pieces.items()
     }
-    computed = {name: Program.of(root) for name, root in assembly.computed.items()}
+    computed = {n: p for n, p in computed.items() if any(s.source == n for steps in settled.values() for s in steps)}
     made = settled.keys() | assembly.solved.keys()
     kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in made)
     reached = {p for s in (structures[1],) for p in s.reached()}
     uses = {p.source for steps in settled.values() for p in steps if p.source is not None}
     uses |= {name for program in computed.values() for name in program.inputs}
-    zero = _neutral_leftovers(source_state, structures[0], assembly.leftover, uses)
+    read = {name for program in computed.values() for name in program.inputs}
+    zero = _neutral_leftovers(source_state, attempt.sides[0], settled, {*read, *equal})
     return Plan(
         pieces={n: tuple(s) for n, s in settled.items()},
         source=specs_of(source_state),
@@ -480,7 +485,7 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         kept=kept,
         unreached=tuple(n for n in kept if n not in reached and n not in captures[1].derived),
         unused=tuple(n for n in source_state if captures[0].ties.get(n, n) not in uses and n not in zero),
-        filled=tuple(sorted({n for n, s in settled.items() if any(p.source is None for p in s)})),
+        filled=tuple(sorted({n for n, s in settled.items() if any(p.source is None and not p.keeps for p in s)})),
         unobservable=tuple(n for n in target_state if captures[1].ties.get(n, n) in unseen.keys() & settled.keys()),
         extrapolated=assembly.extrapolated,
         zero=zero,
@@ -502,8 +507,17 @@ def _partly_unseen(unseen: Mapping[str, int], shapes: Mapping[str, tuple[int, ..
     ]
 
 
-def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dict[str, str]) -> list[Piece]:
-    """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`."""
+def _once(
+    name: str,
+    steps: list[Piece],
+    state: Mapping[str, Tensor],
+    computed: Mapping[str, Program],
+    equal: dict[str, str],
+) -> list[Piece]:
+    """One of several steps that differ only in the source tensor, when those tensors hold equal values; noted in `equal`.
+
+    Tensors that the source computes are equal if it computes them alike from equal tensors.
+    """
     kept: list[Piece] = []
     for piece in steps:
         twin = next(
@@ -513,24 +527,34 @@ def _once(name: str, steps: list[Piece], state: Mapping[str, Tensor], equal: dic
         if twin is None:
             kept.append(piece)
             continue
-        assert twin.source is not None
-        assert piece.source is not None
-        a, b = state[twin.source], state[piece.source]
-        if a.is_meta or b.is_meta or not torch.equal(a, b):
+        first, second = _read(str(twin.source), computed), _read(str(piece.source), computed)
+        pairs = list(zip(first[1], second[1], strict=False))
+        if first[0] != second[0] or any(
+            state[a].is_meta or state[b].is_meta or not torch.equal(state[a], state[b]) for a, b in pairs
+        ):
             raise StructureMismatch(
                 f"The target uses {name!r} in several places (it is tied), and the source has different tensors there: "
                 f"{twin.source}, {piece.source}. Untie the target, or make the source's tensors one."
             )
-        equal[piece.source] = twin.source
+        equal |= {b: a for a, b in pairs if a != b}
     return kept
 
 
-def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
+def _read(name: str, computed: Mapping[str, Program]) -> tuple[Any, list[str]]:
+    """How the source computes a tensor, without names, and the names of what it reads."""
+    if name not in computed:
+        return None, [name]
+    steps = [{key: value for key, value in step.items() if key != "parameter"} for step in computed[name].to_json()]
+    return steps, computed[name].inputs
+
+
+def _settle(name: str, steps: list[Piece], target: Structure) -> list[Piece]:
     """Steps that set each element once: a tensor used twice must get the same source elements from both uses.
 
     Where both uses take them from one tensor in orders that differ, the first counts: the last round of a loop may feel no
-    order, and whether it does, the comparison of numbers shows.
+    order, and whether it does, the comparison of numbers shows. Elements that no output depends on are kept.
     """
+    numel = torch.Size(target.capture.tensors[name]).numel()
     if sum(p.count for p in steps) == numel:
         return steps
     origin = torch.full((numel,), -1, dtype=torch.int64)
@@ -557,34 +581,57 @@ def _settle(name: str, steps: list[Piece], numel: int) -> list[Piece]:
             )
         elif bool(fresh.any()):
             raise StructureMismatch(f"Two uses of {name!r} in the target overlap in part, and no layout serves both.")
-    missing = int((origin == -1).sum())
-    if missing:
+    missing = origin == -1
+    kept = missing & ~target.elements_reached(name) if bool(missing.any()) else missing
+    if count := int((missing & ~kept).sum()):
         raise StructureMismatch(
-            f"{missing} of {numel} elements of the target's {name!r} are reached by the outputs on this probe only in part. "
+            f"{count} of {numel} elements of the target's {name!r} are reached by the outputs on this probe only in part. "
             "Pass probes that reach all of it."
         )
-    return chosen
+    return [*chosen, keeping_piece(name, torch.nonzero(kept).reshape(-1))] if bool(kept.any()) else chosen
 
 
-def _neutral_leftovers(state: Any, structure: Structure, leftover: list[Place], uses: set[str]) -> dict[str, float]:
-    """Source biases and gains that the target has no place for: allowed only while they are neutral."""
-    zero: dict[str, float] = {}
-    for place in leftover:
-        if place.source is None or place.operation not in ("bias", "gain"):
-            continue
+def _neutral_leftovers(
+    state: Mapping[str, Tensor], source: Colouring, steps: Mapping[str, list[Piece]], done: set[str]
+) -> dict[str, tuple[Piece, ...]]:
+    """What biases and gains of the source hold that the target has no place for: allowed only while it is neutral.
+
+    What no output feels (a part of a fused bias that belongs to keys) may be anything.
+
+    Args:
+        done: tensors of which all is accounted for.
+    """
+    marks = {place: seen for place, seen in source.seen().items() if place.operation in ("bias", "gain")}
+    taken = _taken({place.source for place in marks}, steps)
+    zero: dict[str, list[Piece]] = {}
+    for place, seen in marks.items():
         name = place.source.meta["parameter"]
-        if name in uses:
+        if name in done:
             continue
-        neutral = 0.0 if place.operation == "bias" else 1.0
-        tensor = state[name]
-        if tensor.is_meta or not bool((tensor == neutral).all()):
-            kind = "bias" if place.operation == "bias" else "gain"
+        held = elements_held(place)
+        left = held[~taken[name][held] & (source.families[place].features.reshape(-1)[held] != DEAD)]
+        if not bool(seen.reshape(-1)[left].any()):
+            continue
+        piece = neutral_piece(place, left)
+        if state[name].is_meta or not piece.holds(state[name]):
             raise StructureMismatch(
-                f"The source's {kind} {name!r} has nowhere to go: the target adds nothing at that place"
-                f"{'' if tensor.is_meta else f', and it is not {neutral:g} everywhere'}."
+                f"The source's {place.operation} {named_part(piece, tuple(state[name].shape))!r} has nowhere to go: the target "
+                f"{'adds' if place.operation == 'bias' else 'multiplies by'} nothing at that place"
+                f"{'' if state[name].is_meta else f', and it is not {piece.shift:g} everywhere'}. "
+                "Use a target that has this parameter."
             )
-        zero[name] = neutral
-    return zero
+        zero.setdefault(name, []).append(piece)
+        taken[name][left] = True
+    return {name: tuple(pieces) for name, pieces in zero.items()}
+
+
+def _taken(sources: Iterable[fx.Node], steps: Mapping[str, list[Piece]]) -> dict[str, Tensor]:
+    """Which elements of some of the source's tensors the target takes."""
+    taken = {s.meta["parameter"]: torch.zeros(torch.Size(s.meta["shape"]).numel(), dtype=torch.bool) for s in sources}
+    for piece in (piece for pieces in steps.values() for piece in pieces):
+        if piece.source in taken:
+            taken[piece.source][piece.numbers("source").reshape(-1)] = True
+    return taken
 
 
 def _explain_failure(

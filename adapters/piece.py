@@ -38,9 +38,11 @@ class Piece:
     """`target[...] = scale * source[...] + shift` over nested loops, in element numbers of the contiguous tensors.
 
     Attributes:
-        target, source: tensor names; `source` is None for a constant `shift`.
+        target, source: tensor names; `source` is None for what the target has there itself: the `shift` is a constant if
+            the `scale` is zero, and elements stay as they are if it is one.
         target_offset, source_offset: number of the first element.
         axes: loops, outermost first.
+        spare: whether a constant is for elements that nothing depends on.
     """
 
     target: str
@@ -50,6 +52,12 @@ class Piece:
     axes: tuple[Axis, ...]
     scale: float = 1.0
     shift: float = 0.0
+    spare: bool = False
+
+    @staticmethod
+    def everywhere(target: str, numel: int, value: float) -> "Piece":
+        """The step that sets all of a tensor to one number."""
+        return Piece(target, None, 0, 0, (Axis(numel, 1, 0),) if numel > 1 else (), 0.0, value)
 
     @property
     def count(self) -> int:
@@ -93,6 +101,11 @@ class Piece:
         return self.source is not None and self.scale == 1.0 and self.shift == 0.0
 
     @property
+    def keeps(self) -> bool:
+        """Whether the elements stay as the target has them."""
+        return self.source is None and self.scale == 1.0
+
+    @property
     def is_identity(self) -> bool:
         """Whether every element keeps its number and its value."""
         same = self.target_offset == self.source_offset and all(a.target == a.source for a in self.axes)
@@ -100,6 +113,8 @@ class Piece:
 
     def run(self, target: Tensor, source: Tensor | None) -> None:
         """Copy from one contiguous tensor into another, in one pass where steps and types allow."""
+        if self.keeps:
+            return
         with torch.no_grad():
             self._ascending()._run(target, source)
 
@@ -124,6 +139,13 @@ class Piece:
         if self.is_plain or self.source is None:
             return value
         return (value.to(torch.float64) if value.is_floating_point() else value) * self.scale + self.shift
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether elements of a tensor are already what a constant step would set them to."""
+        value, picks = self._grid(tensor.contiguous(), "target")
+        for dimension, at in picks:
+            value = value.index_select(dimension, at)
+        return bool((value == self.shift).all())
 
     def _taken(self, source: Tensor | None, into: Tensor | None) -> Tensor:
         """The source's elements: a view where every loop has a step, or else a copy, in `into` if that is where they go."""
@@ -193,10 +215,12 @@ class Piece:
         if self.source is not None:
             out["from"] = self.source_offset
         out["loops"] = [[a.length, a.target, a.source] for a in self.axes]
-        if self.scale != 1.0:
+        if self.scale != 1.0 or self.source is None:
             out["scale"] = self.scale
         if self.shift != 0.0 or self.source is None:
             out["shift"] = self.shift
+        if self.spare:
+            out["spare"] = True
         return out
 
     @staticmethod
@@ -213,6 +237,7 @@ class Piece:
             axes,
             float(entry.get("scale", 1.0 if entry["source"] is not None else 0.0)),
             float(entry.get("shift", 0.0)),
+            bool(entry.get("spare", False)),
         )
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from pyrosys.adapters.certificate import Certificate
 from pyrosys.adapters.part import Part
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
+from pyrosys.adapters.report import named_part
 from pyrosys.errors import InputError, PlanError, WeightsError
 
 __all__ = ["FORMAT", "Plan", "sampled"]
@@ -57,13 +58,15 @@ class Plan:
         pieces: per target tensor, the steps that fill it.
         source, target: tensors of both state dicts.
         source_ties, target_ties: second name of a tied tensor to its first.
-        kept: target tensors that keep the target's own values: those no output depends on, and derived buffers.
+        kept: target tensors that keep the target's own values: those no output depends on, and derived buffers. Of others, a part
+            may be kept: `pieces` say so.
         unreached: those among `kept` that no output in question depends on.
         unused: source tensors that nothing on the target side takes.
         unobservable: target tensors with elements that no probe can see in the outputs; they are placed by structure.
         filled: target tensors (or parts) without a source, set to the value that does nothing.
         extrapolated: target tables with rows that no probe looked up, and how they were continued.
-        zero: source tensors that must be neutral, with the value each must have, because the target has no place for them.
+        zero: source tensors, or parts of them, that must be neutral because the target has no place for them, and the steps that
+            would make them so.
         equal: source tensors that must equal another, because the target ties them.
         constants: source buffers that the target has as constants, with some of the numbers that they must hold.
         computed: tensors that the source computes from others before it uses them, by the name that pieces give them.
@@ -88,7 +91,7 @@ class Plan:
     unobservable: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
     extrapolated: dict[str, str] = dataclasses.field(default_factory=dict)
-    zero: dict[str, float] = dataclasses.field(default_factory=dict)
+    zero: dict[str, tuple[Piece, ...]] = dataclasses.field(default_factory=dict)
     equal: dict[str, str] = dataclasses.field(default_factory=dict)
     constants: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     computed: dict[str, Program] = dataclasses.field(default_factory=dict)
@@ -107,6 +110,7 @@ class Plan:
         """Fraction of the target's elements that the plan sets."""
         sizes = {n: torch.Size(s.shape).numel() for n, s in self.target.items() if n not in self.target_ties}
         set_here = sum(size for n, size in sizes.items() if n in self.pieces or n in self.solved)
+        set_here -= sum(p.count for steps in self.pieces.values() for p in steps if p.keeps)
         return set_here / max(sum(sizes.values()), 1)
 
     # Use
@@ -188,21 +192,24 @@ class Plan:
         self, name: str, source: "_Tied", own: Mapping[str, Tensor] | None, into: Tensor | None = None
     ) -> Tensor:
         first = self.target_ties.get(name, name)
-        if first in self.pieces:
-            return self._build(first, source, into)
+        present = own[name] if not self.sets(name) and own is not None and name in own else None
+        if first in self.pieces and (present is not None or self.sets(name)):
+            return self._build(first, source, into, present)
         if first in self.solved:
             found = self.solved[first].run(lambda other: self._value(other, source, own))
             return found.to(self._value(self.solved[first].inputs[0], source, own).dtype)
-        if own is not None and name in own:
-            return own[name]
+        if present is not None:
+            return present
         raise PlanError(
-            f"Expected the target's own value of {name!r}, which this plan does not set. "
+            f"Expected the target's own value of {name!r}, which this plan does not set"
+            f"{' in full' if first in self.pieces else ''}. "
             "Pass the target's state dict: plan.apply(source, target.state_dict())."
         )
 
     def sets(self, name: str) -> bool:
-        """Whether the plan gives a target tensor its value."""
-        return self.target_ties.get(name, name) in {**self.pieces, **self.solved}
+        """Whether the plan gives a target tensor its value, all of it."""
+        first = self.target_ties.get(name, name)
+        return first in self.solved or (first in self.pieces and not any(p.keeps for p in self.pieces[first]))
 
     def check_source(self, source: Mapping[str, Tensor]) -> None:
         """Check that a state is one that the plan can be applied to.
@@ -224,13 +231,13 @@ class Plan:
             found = source.shape(name)
             if found != self.source[name].shape:
                 raise WeightsError(f"Expected {name!r} of shape {self.source[name].shape}, found {found}.")
-        for name, neutral in self.zero.items():
-            if not bool((source[name] == neutral).all()):
-                raise WeightsError(
-                    f"Expected {name!r} to be {neutral:g} everywhere, because the target has no place for it; it is not. "
-                    "Use a target that has this parameter."
-                )
-
+        for name, steps in self.zero.items():
+            for step in steps:
+                if not step.holds(source[name]):
+                    raise WeightsError(
+                        f"Expected {named_part(step, self.source[name].shape)!r} to be {step.shift:g} everywhere, because the target "
+                        "has no place for it; it is not. Use a target that has this parameter."
+                    )
         for name, numbers in self.constants.items():
             if name in source and not _holds(source[name], numbers):
                 raise WeightsError(
@@ -263,8 +270,11 @@ class Plan:
         program = self.computed[name]
         return program.run(source.__getitem__).to(source[program.inputs[0]].dtype)
 
-    def _build(self, name: str, source: "_Tied", into: Tensor | None) -> Tensor:
-        """A tensor that has steps: one of the source's, or a new one, or `into` where it is of that type and contiguous."""
+    def _build(self, name: str, source: "_Tied", into: Tensor | None, present: Tensor | None) -> Tensor:
+        """A tensor that has steps: one of the source's, or a new one, or `into` where it is of that type and contiguous.
+
+        Where steps keep some of it, it begins as the target's present tensor.
+        """
         steps, spec = self.pieces[name], self.target[name]
         origins = dict.fromkeys(piece.source for piece in steps)
         if self._is_same(steps, spec):
@@ -276,6 +286,8 @@ class Plan:
                 kind = torch.promote_types(spec.torch_dtype, source.precision) if tensor is None else tensor.dtype
                 new = torch.empty(spec.shape, dtype=kind, device="cpu" if tensor is None else tensor.device)
                 out = new if into is None or not _is_like(into, new) else into
+                if present is not None and out is not present:
+                    out.copy_(present.detach())
             for piece in steps:
                 if piece.source == origin:
                     piece.run(out, tensor)
@@ -321,12 +333,10 @@ class Plan:
                     inverse = piece.inverted()
                     if inverse not in pieces.setdefault(inverse.target, []):
                         pieces[inverse.target].append(inverse)
+        for name, steps in self.zero.items():
+            pieces[name] = [*pieces.get(name, []), *steps]
         for name in pieces:
             _check_cover(name, self.source[name], pieces[name])
-        for name in self.zero:
-            numel = torch.Size(self.source[name].shape).numel()
-            axes = (Axis(numel, 1, 0),) if numel > 1 else ()
-            pieces[name] = [Piece(name, None, 0, 0, axes, 0.0, self.zero[name])]
         for name, other in self.equal.items():
             pieces[name] = [dataclasses.replace(p, target=name) for p in pieces[other]]
         kept = tuple(n for n in self.source if n not in pieces and self.source_ties.get(n) not in pieces)
@@ -339,7 +349,8 @@ class Plan:
             kept=kept,
             unreached=tuple(n for n in kept if n in self.unused),
             unused=self.unreached,
-            zero={n: self._fill_value(n) for n in self.filled if n in self.pieces and len(self.pieces[n]) == 1},
+            filled=tuple(sorted(self.zero)),
+            zero={n: found for n, steps in self.pieces.items() if (found := _needed_constants(steps))},
             checked=self.checked,
             output_order=_inverse(self.output_order),
             probes=None if self.probes is None else (self.probes[1], self.probes[0]),
@@ -347,9 +358,6 @@ class Plan:
             parts=None if self.parts is None else (self.parts[1], self.parts[0]),
             notes=(*self.notes, "inverted"),
         )
-
-    def _fill_value(self, name: str) -> float:
-        return self.pieces[name][0].shift
 
     # Reading and writing
 
@@ -368,7 +376,7 @@ class Plan:
             "unobservable": list(self.unobservable),
             "filled": list(self.filled),
             "extrapolated": self.extrapolated,
-            "zero": self.zero,
+            "zero": {n: _number_or_steps(steps, self.source[n]) for n, steps in self.zero.items()},
             "equal": self.equal,
             "constants": {name: [_as_json(x) for x in numbers] for name, numbers in self.constants.items()},
             "computed": {name: program.to_json() for name, program in self.computed.items()},
@@ -455,7 +463,7 @@ class Plan:
                 unobservable=tuple(data["unobservable"]),
                 filled=tuple(data["filled"]),
                 extrapolated=dict(data["extrapolated"]),
-                zero={n: float(v) for n, v in data["zero"].items()},
+                zero={n: _constants(n, found, specs["source"][n]) for n, found in data["zero"].items()},
                 equal=dict(data["equal"]),
                 constants={n: tuple(map(float, numbers)) for n, numbers in data.get("constants", {}).items()},
                 computed={n: Program.from_json(p) for n, p in data.get("computed", {}).items()},
@@ -486,7 +494,16 @@ class Plan:
                 _check_inside(piece, self.target[name], "target")
                 if piece.source is not None:
                     _check_inside(piece, self.source_spec(piece.source), "source")
+                elif piece.scale not in (0.0, 1.0) or (piece.keeps and piece.shift != 0.0):
+                    raise PlanError(f"A step of the plan for {name!r} has neither a source nor a constant.")
             _check_cover(name, self.target[name], list(steps))
+        for name, steps in self.zero.items():
+            for piece in steps:
+                if name not in self.source or piece.source is not None or piece.scale != 0.0:
+                    raise PlanError(
+                        f"Expected {name!r} to be a tensor of the source that the plan wants to be a number."
+                    )
+                _check_inside(piece, self.source[name], "target")
 
     def export(self, form: str, path: str | os.PathLike[str] | None = None, *, config: Any = None) -> str:
         """The plan as Python text, for where this library is not installed; written to a file when a path is given.
@@ -529,6 +546,24 @@ class Plan:
 def _parts(data: Any) -> tuple[Part, Part]:
     source, target = data
     return Part.from_json(source), Part.from_json(target)
+
+
+def _needed_constants(steps: Iterable[Piece]) -> tuple[Piece, ...]:
+    """The steps of a tensor that set what outputs depend on to a number."""
+    return tuple(p for p in steps if p.source is None and not p.keeps and not p.spare)
+
+
+def _number_or_steps(steps: tuple[Piece, ...], spec: TensorSpec) -> float | list[Any]:
+    """Steps that set a tensor to numbers, as data: all of it to one, or part by part."""
+    whole = len(steps) == 1 and steps[0].count == math.prod(spec.shape)
+    return steps[0].shift if whole else [step.to_json() for step in steps]
+
+
+def _constants(name: str, data: Any, spec: TensorSpec) -> tuple[Piece, ...]:
+    """What `_number_or_steps` wrote."""
+    if isinstance(data, list):
+        return tuple(Piece.from_json(name, entry) for entry in data)
+    return (Piece.everywhere(name, math.prod(spec.shape), float(data)),)
 
 
 def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:

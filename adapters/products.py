@@ -11,13 +11,14 @@ import torch
 from torch import fx
 
 from pyrosys.adapters.capture import Capture
+from pyrosys.adapters.layout import elements_of
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import tensor_arguments
 
 __all__ = ["merge_products"]
 
 aten = torch.ops.aten
-_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.clone.default}
 
 
 @dataclasses.dataclass
@@ -34,11 +35,20 @@ def merge_products(captured: Capture) -> bool:
     """Rewrite a capture in place; whether there was anything to rewrite."""
     merger = _Merger(captured.graph)
     for node in list(captured.graph.nodes):
+        merger.flatten(node)
+    flattened = len(merger.instead)
+    for node in list(captured.graph.nodes):
         merger.visit(node)
     captured.outputs = [merger.instead.get(o, o) for o in captured.outputs]
     if merger.instead:
         captured.graph.eliminate_dead_code()
-    return bool(merger.instead)
+    return len(merger.instead) > flattened
+
+
+def _is_repeated(operand: fx.Node) -> bool:
+    """Whether the matrices of an operand are one."""
+    strided = elements_of(operand).strided
+    return strided is not None and (strided[1][0] == 1 or strided[2][0] == 0)
 
 
 class _Merger:
@@ -46,12 +56,27 @@ class _Merger:
         self.graph = graph
         self.pure: set[fx.Node] = set()
         self.instead: dict[fx.Node, fx.Node] = {}
+        self.rows: dict[fx.Node, fx.Node] = {}
 
-    def visit(self, node: fx.Node) -> None:
+    def flatten(self, node: fx.Node) -> None:
+        """Write products of many rows with one matrix, repeated, as one product."""
         inputs = tensor_arguments(node) if node.op == "call_function" else []
         if node.op == "placeholder" or (inputs and all(a in self.pure for a in inputs)):
             self.pure.add(node)
-        elif node.target is aten.mm.default and inputs[1] in self.pure:
+        elif node.target is aten.bmm.default and inputs[1] in self.pure and _is_repeated(inputs[1]):
+            data, shape = inputs[0], list(node.meta["shape"])
+            with self.graph.inserting_before(node):
+                if data not in self.rows:
+                    self.rows[data] = self.call(aten.reshape.default, (data, [-1, data.meta["shape"][-1]]))
+                matrix = self.call(aten.select.int, (inputs[1], 0, 0))
+                product = self.call(aten.mm.default, (self.rows[data], matrix))
+                self.replace(node, self.call(aten.reshape.default, (product, shape)))
+
+    def visit(self, node: fx.Node) -> None:
+        inputs = tensor_arguments(node) if node.op == "call_function" else []
+        if node in self.pure:
+            return
+        if node.target is aten.mm.default and inputs[1] in self.pure:
             inner = self.product(inputs[0])
             if inner is not None and inner.node.meta["shape"][0] == node.meta["shape"][0]:
                 with self.graph.inserting_before(node):
@@ -105,7 +130,8 @@ class _Merger:
     @staticmethod
     def keeps_rows(node: fx.Node) -> bool:
         before, after = tensor_arguments(node)[0].meta["shape"], node.meta["shape"]
-        return bool(before) and bool(after) and before[-1] == after[-1]
+        same = torch.Size(before).numel() == torch.Size(after).numel()
+        return same and bool(before) and bool(after) and before[-1] == after[-1]
 
     def weight(self, matrix: fx.Node) -> fx.Node:
         """A matrix as linear layers keep it, (out, in)."""

@@ -11,7 +11,7 @@ from pyrosys.adapters.views import views_of
 if TYPE_CHECKING:
     from pyrosys.adapters.plan import Plan
 
-__all__ = ["KINDS", "facts", "kinds", "report", "words"]
+__all__ = ["KINDS", "facts", "kinds", "named_part", "report", "words"]
 
 
 def report(plan: "Plan") -> str:
@@ -40,12 +40,16 @@ def facts(plan: "Plan") -> list[tuple[str, tuple[str, ...]]]:
     """What else is to be known of a plan: titles, each with the tensors it is about, or with sentences."""
     found = [
         ("Keeps the target's own value", plan.kept),
+        ("Keeps it in part", tuple(n for n, steps in plan.pieces.items() if any(s.keeps for s in steps))),
         ("Not reached by the outputs", plan.unreached),
         ("Source tensors not used", plan.unused),
         ("Set to the value that does nothing", plan.filled),
         ("Follows from other tensors of the target", tuple(plan.solved)),
         ("Cannot be seen in the outputs, placed by structure", plan.unobservable),
-        ("Must be neutral in the source", tuple(plan.zero)),
+        (
+            "Must be neutral in the source",
+            tuple(named_part(step, plan.source[n].shape) for n, steps in plan.zero.items() for step in steps),
+        ),
         *(("Continued beyond the probe", (f"{name}: {note}",)) for name, note in plan.extrapolated.items()),
         *(("Note", (note,)) for note in plan.notes),
     ]
@@ -103,7 +107,7 @@ KINDS = {
 
 def _kinds(plan: "Plan", piece: Piece) -> set[str]:
     if piece.source is None:
-        return {"constant"}
+        return {"kept" if piece.keeps else "constant"}
     found = {"computed"} if piece.source in plan.computed else set[str]()
     if piece.scale != 1.0 or piece.shift != 0.0:
         found.add("scaled")
@@ -126,7 +130,17 @@ def _kinds(plan: "Plan", piece: Piece) -> set[str]:
     return found
 
 
+def named_part(piece: Piece, shape: tuple[int, ...]) -> str:
+    """The elements of a tensor that a constant step sets, as Python."""
+    step = views_of(piece, shape, None)
+    if step is None:
+        return f"{piece.target} (at {piece.count} places)"
+    return f"{piece.target}{'' if step.target.whole else _LONG_LIST.sub(_SHORT, str(step.target))}"
+
+
 def _words(plan: "Plan", piece: Piece) -> str:
+    if piece.keeps:
+        return "its own values"
     if piece.source is None:
         return f"{piece.shift:g}"
     target, source = plan.target[piece.target].shape, plan.source_spec(piece.source).shape
@@ -137,7 +151,7 @@ def _words(plan: "Plan", piece: Piece) -> str:
     if step is None or step.source is None:
         text += f"[from {piece.source_offset}, {' x '.join(_axis(a) for a in piece.axes)}]"
     else:
-        text += _LONG_LIST.sub(r"\1, …]", f"{step.source}{step.reorder}")
+        text += _LONG_LIST.sub(_SHORT, f"{step.source}{step.reorder}")
         if step.source.whole and step.straight and source != target and piece.count == torch.Size(target).numel():
             text += f" as {' x '.join(map(str, target)) or 'a number'}"
     if piece.scale != 1.0:
@@ -146,6 +160,7 @@ def _words(plan: "Plan", piece: Piece) -> str:
 
 
 _LONG_LIST = re.compile(r"(\[\d+(?:, \d+){5})(?:, \d+)+\]")
+_SHORT = r"\1, …]"
 
 
 def _axis(axis: Axis) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.capture import Capture, share_equal_nodes
+from pyrosys.adapters.capture import EQUAL_HERE, Capture, share_equal_nodes
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import random_state
@@ -43,6 +43,7 @@ def share_equal_work(captured: Capture) -> Capture:
                 twin = next((k for k in kept if _equal(values[k], values[node])), None)
                 if twin is not None:
                     instead[node] = twin
+                    twin.meta[EQUAL_HERE] = True
                     continue
             kept.append(node)
     for node, twin in instead.items():

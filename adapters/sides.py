@@ -22,7 +22,7 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
-from pyrosys.adapters.sums import join_parts, join_sums
+from pyrosys.adapters.sums import join_parts, join_sums, join_sums_of_one
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["FROZEN", "READINGS", "ModuleSide", "Side", "on_both"]
@@ -34,10 +34,11 @@ FROZEN = "buffers for constants"
 _REWRITES = {
     "products of matrices together": merge_products,
     "parts of contractions together": join_parts,
+    "sums over one tensor together": join_sums_of_one,
     "sums of contractions together": join_sums,
 }
 READINGS = (FROZEN, *_REWRITES)
-"""Other ways to read a model than the plain one."""
+"""Other ways to read a model than the plain one; the last one does what the one before it does, and more."""
 
 
 def on_both(do: Callable[[T], R], sides: tuple[T, T], *, large: bool = True) -> list[R]:

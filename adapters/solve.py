@@ -103,10 +103,7 @@ def _carried(program: Program, shapes: dict[str, tuple[int, ...]], pieces: list[
             others = [n for n in shapes if n != carrier]
             values = drawn | {n: torch.full(shapes[n], neutral, dtype=torch.float64) for n in others}
             if _equal(program.run(values).reshape(shapes[carrier]), drawn[carrier]):
-                fills = [
-                    dataclasses.replace(_copy(n, "", shapes[n]), source=None, scale=0.0, shift=neutral) for n in others
-                ]
-                fills = [dataclasses.replace(f, axes=tuple(Axis(a.length, 1, 0) for a in f.axes)) for f in fills]
+                fills = [Piece.everywhere(n, torch.Size(shapes[n]).numel(), neutral) for n in others]
                 return Solution([*(dataclasses.replace(p, target=carrier) for p in pieces), *fills])
     return None
 

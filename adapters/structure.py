@@ -132,6 +132,27 @@ class Structure:
         """Names of tensors that the outputs depend on."""
         return {s.meta["parameter"] for place in self.places for s in self.sources(place.operand)}
 
+    def elements_reached(self, name: str) -> Tensor:
+        """Which elements of a tensor take part in what the outputs depend on."""
+        (source,) = [n for n in self.capture.graph.nodes if n.op == "placeholder" and n.meta["parameter"] == name]
+        reached = torch.zeros(torch.Size(source.meta["shape"]).numel(), dtype=torch.bool)
+        stack, done = [place.operand for place in self.places], set[fx.Node]()
+        while stack:
+            operand = stack.pop()
+            if operand in done or operand not in self.pure:
+                continue
+            done.add(operand)
+            elements = elements_of(operand)
+            numbers, start = elements.numbers().reshape(-1), 0
+            for root in elements.roots:
+                end = start + torch.Size(root.meta["shape"]).numel()
+                if root is source:
+                    reached[numbers[(numbers >= start) & (numbers < end)] - start] = True
+                elif root.op == "call_function":
+                    stack.extend(tensor_arguments(root))
+                start = end
+        return reached
+
     def _classify(self, node: fx.Node) -> None:
         inputs = tensor_arguments(node)
         if node.target in _LOOK_UPS and self._is_look_up(node):
@@ -215,15 +236,14 @@ class Structure:
         for operand, other in (inputs, inputs[::-1]):
             if operand not in self.pure or other in self.pure:
                 continue
-            elements = elements_of(operand)
-            rows = _rows_of_table(elements)
+            table, rows = _table_behind(operand)
             if rows is None or not (other in self.leaf_sums or self._by_position(rows, other)):
                 continue
-            if operand.op == "placeholder":
+            if operand is table:
                 operand = self._alias(operand, node)
             self.pure.remove(operand)
-            self.role[operand] = ("look up", rows, elements.roots[0], True)
-            self.places.append(Place("look up", operand, elements.roots[0]))
+            self.role[operand] = ("look up", rows, table, True)
+            self.places.append(Place("look up", operand, table))
             self.leaf_sums.add(operand)
 
     def _alias(self, parameter: fx.Node, user: fx.Node) -> fx.Node:
@@ -300,16 +320,34 @@ class Structure:
         return list(found)
 
 
-def _rows_of_table(elements: Elements) -> Tensor | None:
-    """Which rows of its parameter an operand holds, when that is several whole rows of a table, and nothing else."""
-    (root, *more), plain = elements.roots, (elements.scale, elements.shift) == (1.0, 0.0)
-    if more or root.op != "placeholder" or not plain or elements.strided is None:
+def _table_behind(operand: fx.Node) -> tuple[fx.Node, Tensor | None]:
+    """The table of which an operand holds whole rows, and which; what is cut out of a longer tensor may be one."""
+    chain = [operand]
+    while chain[-1].op == "call_function" and is_layout(chain[-1]) and len(tensor_arguments(chain[-1])) == 1:
+        chain += tensor_arguments(chain[-1])
+    elements = elements_of(operand)
+    plain = elements.roots == [chain[-1]] and (elements.scale, elements.shift) == (1.0, 0.0)
+    if chain[-1].op != "placeholder" or not plain or elements.strided is None:
+        return operand, None
+    for table in reversed(chain):
+        rows = _rows_of_table(elements.strided, table)
+        if rows is not None:
+            return table, rows
+    return operand, None
+
+
+def _rows_of_table(held: tuple[int, tuple[int, ...], tuple[int, ...]], table: fx.Node) -> Tensor | None:
+    """Which rows of a table some elements of its tensor are, if the table is one and they are whole rows of it."""
+    shape = [n for n in table.meta.get("shape", ()) if n != 1]
+    if len(shape) != 2:
         return None
-    table = [n for n in root.meta["shape"] if n != 1]
-    offset, size, stride = elements.strided
-    if len(table) != 2 or not size or size[-1] != table[1] or stride[-1] != 1 or offset % table[1]:
+    start, sizes, strides = elements_of(table).strided or (0, (), ())
+    if [s for n, s in zip(sizes, strides, strict=True) if n != 1] != [shape[1], 1]:
         return None
-    if any(s % table[1] for n, s in zip(size[:-1], stride[:-1], strict=True) if n > 1):
+    offset, size, stride = held
+    if not size or size[-1] != shape[1] or stride[-1] != 1 or (offset - start) % shape[1]:
         return None
-    rows = dataclasses.replace(elements, strided=(offset, size[:-1], stride[:-1])).numbers() // table[1]
+    if any(s % shape[1] for n, s in zip(size[:-1], stride[:-1], strict=True) if n > 1):
+        return None
+    rows = Elements([table], (offset - start, size[:-1], stride[:-1]), None).numbers() // shape[1]
     return rows if len(torch.unique(rows)) > 1 else None

@@ -7,6 +7,7 @@ which feature lies at each place of the result is found by moving numbers throug
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, layout_result, tensor_arguments
 from pyrosys.adapters.structure import Structure
 
-__all__ = ["join_parts", "join_sums"]
+__all__ = ["join_parts", "join_sums", "join_sums_of_one"]
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22
@@ -28,12 +29,24 @@ _LIMIT = 1 << 22
 
 
 def join_sums(captured: Capture) -> bool:
-    """Join contractions that are added, in place; whether there were any."""
+    """Join contractions that are added, in place; whether there were any of different tensors."""
+    return any(len(origins) > 1 for origins in _join_sums(captured, of_one=False))
+
+
+def join_sums_of_one(captured: Capture) -> bool:
+    """Join contractions of parts of one tensor that are added, in place; whether there were any."""
+    return bool(_join_sums(captured, of_one=True))
+
+
+def _join_sums(captured: Capture, *, of_one: bool) -> list[set[fx.Node]]:
+    """Join sums in place; for each, the tensors that its contractions see parts of."""
     joiner = _Joiner(captured)
+    joined = []
     for node in list(captured.graph.nodes):
         if _is_sum(node) and joiner.is_whole(node):
-            joiner.visit_sum(node)
-    return joiner.finish()
+            joined += joiner.visit_sum(node, of_one=of_one)
+    joiner.finish()
+    return joined
 
 
 def join_parts(captured: Capture) -> bool:
@@ -51,13 +64,18 @@ class _Term:
 
     Attributes:
         node: what it is.
-        shape: of the sum that it is a part of.
-        path: what moves that sum into the whole one.
+        sums: the sums that it is a part of, the whole one first.
+        path: what moves the last of these into the whole one.
     """
 
     node: fx.Node
-    shape: tuple[int, ...]
-    path: tuple[fx.Node, ...]
+    sums: tuple[fx.Node, ...]
+    path: tuple[fx.Node, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sum that it is a part of."""
+        return _shape(self.sums[-1])
 
 
 @dataclasses.dataclass
@@ -74,6 +92,14 @@ class _Product:
     rows: Tensor
     axis: int
 
+    @property
+    def origin(self) -> fx.Node:
+        """The tensor that the data is a part of."""
+        node = self.geometry.data
+        while node.op == "call_function" and is_layout(node) and len(tensor_arguments(node)) == 1:
+            (node,) = tensor_arguments(node)
+        return node
+
 
 class _Joiner:
     def __init__(self, captured: Capture):
@@ -89,24 +115,37 @@ class _Joiner:
             self.graph.eliminate_dead_code()
         return bool(self.instead)
 
-    def visit_sum(self, total: fx.Node) -> None:
-        terms = list(self.terms(total, ()))
-        groups: dict[int, list[_Product]] = {}
+    def visit_sum(self, whole: fx.Node, *, of_one: bool) -> list[set[fx.Node]]:
+        """Join what is added; for each group of contractions, the tensors that they see parts of.
+
+        Of a sum no more is rewritten than holds them, so that a bias stays beside the contraction that it belongs to.
+        """
+        joined: list[set[fx.Node]] = []
+        inner = [_common(group) for group in self.groups(self.terms(whole), of_one=of_one)]
+        for total in dict.fromkeys(sums[-1] for sums in inner if not any(other[-1] in sums[:-1] for other in inner)):
+            terms = self.terms(total)
+            groups = self.groups(terms, of_one=of_one)
+            gone = {id(product.term) for group in groups for product in group}
+            rest = [term for term in terms if id(term) not in gone]
+            rest.sort(key=lambda term: term.node not in self.structure.pure)
+            with self.graph.inserting_before(total):
+                summands = [self.join(group, total) for group in groups]
+                summands += [self.moved(term, total) for term in rest]
+                self.replace(total, functools.reduce(self.add, summands))
+            joined += [{product.origin for product in group} for group in groups]
+        return joined
+
+    def groups(self, terms: Iterable[_Term], *, of_one: bool) -> list[list[_Product]]:
+        """Terms that can be one contraction."""
+        found: dict[Any, list[_Product]] = {}
         for product in filter(None, (self.product(term) for term in terms)):
-            groups.setdefault(product.axis, []).append(product)
-        joined = [group for group in groups.values() if len(group) > 1 and _elements(group) <= _LIMIT]
-        if not joined:
-            return
-        gone = {id(product.term) for group in joined for product in group}
-        with self.graph.inserting_before(total):
-            summands = [self.join(group, total) for group in joined]
-            summands += [self.moved(term, total) for term in terms if id(term) not in gone]
-            self.replace(total, functools.reduce(self.add, summands))
+            found.setdefault((product.axis, product.origin if of_one else None), []).append(product)
+        return [group for group in found.values() if len(group) > 1 and _elements(group) <= _LIMIT]
 
     def visit_cat(self, whole: fx.Node) -> None:
         parts = list(args_of(whole)[0])
         axis = (args_of(whole)[1] if len(args_of(whole)) > 1 else 0) % len(_shape(whole))
-        products = [self.product(_Term(part, _shape(part), ())) for part in parts]
+        products = [self.product(_Term(part, (part,))) for part in parts]
         found = [product for product in products if product is not None and product.axis == axis]
         alike = {product.geometry.data for product in found}
         if len(found) < max(2, len(parts)) or len(alike) > 1 or _elements(found) > _LIMIT:
@@ -137,13 +176,16 @@ class _Joiner:
             node = user
         return True
 
-    def terms(self, node: fx.Node, path: tuple[fx.Node, ...]) -> Iterator[_Term]:
-        for argument in args_of(node)[:2]:
+    def terms(self, whole: fx.Node) -> list[_Term]:
+        return list(self._terms((whole,), ()))
+
+    def _terms(self, sums: tuple[fx.Node, ...], path: tuple[fx.Node, ...]) -> Iterator[_Term]:
+        for argument in args_of(sums[-1])[:2]:
             inner, moves = self.source(argument)
-            if _is_sum(inner) and self.used_once(inner) and _shape(argument) == _shape(node):
-                yield from self.terms(inner, (*moves, *path))
+            if _is_sum(inner) and self.used_once(inner) and _shape(argument) == _shape(sums[-1]):
+                yield from self._terms((*sums, inner), (*moves, *path))
             else:
-                yield _Term(argument, _shape(node), path)
+                yield _Term(argument, sums, path)
 
     def source(self, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """What a node's elements were before they were only moved, and the moves."""
@@ -259,7 +301,11 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _moves(node: fx.Node) -> bool:
-    if node.op != "call_function" or not is_layout(node) or len(tensor_arguments(node)) != 1:
+    """Whether a node only moves elements, or adds nothing to them, as a sum that starts from zero does."""
+    if node.op != "call_function" or len(tensor_arguments(node)) != 1:
+        return False
+    adds_nothing = node.target is aten.add.Tensor and args_of(node)[1] in (0, 0.0)
+    if not is_layout(node) and not adds_nothing:
         return False
     return all(n.meta.get("shape") is not None for n in (node, *tensor_arguments(node)))
 
@@ -270,6 +316,12 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 def _numel(node: fx.Node) -> int:
     return torch.Size(node.meta["shape"]).numel()
+
+
+def _common(group: Sequence[_Product]) -> tuple[fx.Node, ...]:
+    """The sums that all of some terms are parts of, the whole one first."""
+    every = zip(*(product.term.sums for product in group), strict=False)
+    return tuple(same[0] for same in itertools.takewhile(lambda nodes: len(set(nodes)) == 1, every))
 
 
 def _elements(group: Sequence[_Product]) -> int:

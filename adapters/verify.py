@@ -369,11 +369,15 @@ class _Recorded:
 
 
 def _consistent(drawn: LazyState, plan: "Plan") -> LazyState:
-    """Random values that keep what the plan asks of the source: tensors that are neutral, tensors that are equal."""
+    """Random values that keep what the plan asks of the source: elements that are neutral, tensors that are equal."""
 
     def make(name: str) -> Tensor:
         value = drawn[plan.equal.get(name, name)]
-        return torch.full_like(value, plan.zero[name]) if name in plan.zero else value
+        if name in plan.zero:
+            value = value.clone(memory_format=torch.contiguous_format)
+            for step in plan.zero[name]:
+                step.run(value, None)
+        return value
 
     return LazyState(drawn, make)
 

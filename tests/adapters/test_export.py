@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import pyrosys
 from pyrosys import Plan
 from pyrosys.adapters.export_transformers import conversions
+from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.template import code, fold, folded_lines, name, render
 from pyrosys.errors import InputError, PlanError, PyrosysError
 from tests.adapters.pairs import PAIRS
@@ -180,13 +181,38 @@ def test_a_function_checks_what_it_takes() -> None:
         run(text, state | {"h.1.norm": torch.zeros(5)})
     with pytest.raises(KeyError):
         run(text, {n: t for n, t in state.items() if n != "h.1.norm"})
-    plan.zero, plan.equal = {"h.0.norm": 0.0}, {"h.1.norm": "h.2.norm"}
+    plan.equal = {"h.1.norm": "h.2.norm"}
+    plan.zero = {"h.0.norm": (Piece.everywhere("h.0.norm", 4, 0.0),)}
     text = plan.export("python")
     with pytest.raises(ValueError, match="h.0.norm.* has to be 0 everywhere"):
         run(text, state)
     with pytest.raises(ValueError, match="has to equal"):
         run(text, state | {"h.0.norm": torch.zeros(4)})
     run(text, state | {"h.0.norm": torch.zeros(4), "h.1.norm": state["h.2.norm"]})
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"), [(Axis(2, 1, 0), r"\[1:3\]"), (Axis(3, (0, 1, 3), (0, 0, 0)), r"\[\[1, 2, 4\]\]")]
+)
+def test_a_function_checks_parts_of_what_it_takes(positions: Axis, words: str) -> None:
+    plan, state = read_off(lambda s: {"b": s["a"][5:].clone()}, a=(8,))
+    step = Piece("a", None, 1, 0, (positions,), 0.0, 0.0)
+    plan.zero = {"a": (step,)}
+    text = plan.export("python")
+    with pytest.raises(ValueError, match=rf"'a' {words} has to be 0 everywhere"):
+        run(text, state)
+    step.run(state["a"], None)
+    assert same(run(text, state), plan.apply(state))
+    with pytest.raises(PlanError, match="no operation checks that 'a.*' of the checkpoint is 0"):
+        plan.export("transformers")
+
+
+def test_what_keeps_a_part_of_a_tensor_is_not_written() -> None:
+    plan, _ = read_off(lambda s: {"b": s["a"].clone()}, a=(8,))
+    plan.pieces["b"] = (Piece("b", "a", 0, 0, (Axis(6, 1, 1),)), Piece("b", None, 6, 0, (Axis(2, 1, 0),), 1.0))
+    for form in ("python", "transformers"):
+        with pytest.raises(PlanError, match="part of"):
+            plan.export(form)
 
 
 def test_either_name_of_a_tied_tensor_will_do() -> None:

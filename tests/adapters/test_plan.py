@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 import pyrosys
 from pyrosys.adapters.plan import Plan
-from pyrosys.errors import WeightsError
+from pyrosys.errors import PlanError, StructureMismatch, WeightsError
 
 State = dict[str, Tensor]
 SOURCE = {
@@ -191,3 +192,113 @@ def test_tied_and_unread_tensors(split: bool, joined: bool) -> None:
     assert target.head.weight is target.table.weight
     assert torch.equal(target.unread.weight, own)
     torch.testing.assert_close(target(tokens), source(tokens))
+
+
+class Turned(nn.Module):
+    """Attention with rotary positions, which feel the bias of a key; queries, keys and values from one map or from three."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.joined, widths = joined, (12,) if joined else (4, 4, 4)
+        self.maps = nn.ModuleList(nn.Linear(6, width, bias=joined or i != 1) for i, width in enumerate(widths))
+        self.output = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.maps[0](x).chunk(3, -1) if self.joined else [one(x) for one in self.maps]
+        angle = torch.arange(x.shape[-2])[:, None] * torch.tensor([1.0, 0.3]).to(x)
+        query, key = (self.turned(part, angle.cos(), angle.sin()) for part in (query, key))
+        scores = query @ key.mT
+        return self.output(scores.softmax(-1) @ value)
+
+    @staticmethod
+    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotary(zero: bool) -> tuple[Turned, Turned, Tensor]:
+    source = Turned(joined=True)
+    with torch.no_grad():
+        source.maps[0].get_parameter("bias").normal_()
+        if zero:
+            source.maps[0].get_parameter("bias")[4:8] = 0
+    return source, Turned(joined=False), torch.randn(2, 5, 6)
+
+
+def test_a_part_of_a_fused_bias_has_to_be_zero(tmp_path: Path) -> None:
+    source, target, x = rotary(zero=True)
+    plan = pyrosys.match(source, target, (x,))
+    plan.load_into(target, source.state_dict())
+    torch.testing.assert_close(target(x), source(x))
+    assert "Must be neutral in the source: maps.0.bias[4:8]" in plan.report()
+    plan.save(tmp_path / "plan.json")
+    read = Plan.load(tmp_path / "plan.json")
+    assert read.zero == plan.zero
+    wrong = source.state_dict() | {"maps.0.bias": torch.ones(12)}
+    for one in (plan, read, read.invert().invert()):
+        one.apply(source.state_dict())
+        with pytest.raises(WeightsError, match=r"'maps.0.bias\[4:8\]' to be 0 everywhere.*Use a target that has"):
+            one.apply(wrong)
+    plan.verify(source, target, (torch.randn(3, 4, 6),))
+    back = read.invert()
+    assert back.filled == ("maps.0.bias",)
+    made = back.apply(target.state_dict())
+    assert all(torch.equal(made[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_a_part_of_a_fused_bias_that_is_not_zero_is_refused() -> None:
+    source, target, x = rotary(zero=False)
+    with pytest.raises(
+        StructureMismatch, match=r"bias 'maps.0.bias\[4:8\]' has nowhere to go: the target adds nothing"
+    ):
+        pyrosys.match(source, target, (x,))
+    with pytest.raises(StructureMismatch, match="has nowhere to go"):
+        pyrosys.match(source.to("meta"), target, (x,))
+
+
+def test_the_inverse_asks_for_what_was_filled() -> None:
+    source, target, x = rotary(zero=True)
+    plan = pyrosys.match(target, source, (x,)).invert()
+    plan.apply(source.state_dict())
+    with pytest.raises(WeightsError, match=r"maps.0.bias\[4:8\]"):
+        plan.apply(rotary(zero=False)[0].state_dict())
+
+
+def test_a_plan_from_elsewhere_asks_for_numbers_inside_tensors() -> None:
+    data = Plan.from_function(lambda state: {"b": state["a"]}, {"a": torch.zeros(4)}).to_json()
+    for wanted in ([{"source": None, "to": 2, "loops": [[3, 1, 0]]}], [{"source": "a", "to": 0, "loops": []}]):
+        with pytest.raises(PlanError):
+            Plan.from_json(data | {"zero": {"a": wanted}})
+    assert Plan.from_json(data | {"zero": {"a": 1.0}}).zero["a"][0].shift == 1.0
+
+
+class InOne(nn.Module):
+    """Maps with all their parameters in one vector, and one more that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(6 * 5 + 7 + 5 * 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner, _, outer = self.vector.split([30, 7, 15])
+        return (x @ inner.view(6, 5)).tanh() @ outer.view(5, 3)
+
+
+def test_what_no_output_reads_is_kept() -> None:
+    source = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False))
+    target, x = InOne(), torch.randn(4, 6)
+    plan = pyrosys.match(source, target, (x,))
+    assert "Keeps it in part: vector" in plan.report()
+    assert plan.coverage == pytest.approx(45 / 52)
+    state, own = source.state_dict(), target.vector.detach().clone()
+    for made in (plan.apply(state)["vector"], Plan.from_json(plan.to_json()).tensor("vector", state, {"vector": own})):
+        assert torch.equal(made[30:37], own[30:37])
+    with pytest.raises(PlanError, match="does not set in full"):
+        Plan.from_json(plan.to_json()).apply(state)
+    wide = {name: tensor.double() for name, tensor in state.items()}
+    assert torch.equal(plan.apply(wide)["vector"][30:37], own[30:37].double())
+    plan.load_into(target, state)
+    assert torch.equal(target.vector[30:37], own[30:37])
+    torch.testing.assert_close(target(x), source(x))
+    with pytest.raises(WeightsError, match="found none for 'vector'"):
+        plan.load_into(InOne().to("meta"), state)

@@ -33,18 +33,20 @@ class Gated(nn.Module):
 
 
 class Placed(nn.Module):
-    """Learned positions: looked up, cut out of the table, or the table as it is."""
+    """Learned positions: looked up, cut out of the table, also where that lies in a longer vector, or the table as it is."""
 
     def __init__(self, form: str, rows: int = 4) -> None:
         super().__init__()
         self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUT)
-        self.positions = nn.Parameter(torch.randn(*((1,) if form == "batched" else ()), rows, WIDTH))
+        shapes = {"batched": (1, rows, WIDTH), "vector": (2 + rows * WIDTH,)}
+        self.positions = nn.Parameter(torch.randn(shapes.get(form, (rows, WIDTH))))
 
     def forward(self, x: Tensor) -> Tensor:
+        table = self.positions[2:].view(-1, WIDTH) if self.form == "vector" else self.positions
         if self.form == "looked up":
-            places = F.embedding(torch.arange(x.shape[1])[None], self.positions)
+            places = F.embedding(torch.arange(x.shape[1])[None], table)
         else:
-            places = self.positions[: x.shape[1]] if self.form == "cut out" else self.positions
+            places = table[: x.shape[1]] if self.form in ("cut out", "vector") else table
         return self.output((self.inner(x) + places).relu())
 
 
@@ -131,17 +133,20 @@ class Written(nn.Module):
 
 
 class Gained(nn.Module):
-    """Gains behind three maps, in the weights or apart, in a model without modules."""
+    """Gains behind three maps, in the weights, apart, or in one tensor, in a model without modules."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
-        self.maps = nn.ParameterList(torch.empty(n, m) for n, m in itertools.pairwise((WIDTH, INNER, INNER, OUT)))
-        self.gains = nn.ParameterList(torch.empty(n) for n in (INNER, INNER, OUT) if form == "apart")
+        widths = INNER, INNER, OUT
+        self.maps = nn.ParameterList(torch.empty(n, m) for n, m in itertools.pairwise((WIDTH, *widths)))
+        self.gains = nn.ParameterList(torch.empty(n) for n in widths if form == "apart")
+        self.vector = nn.Parameter(torch.ones(sum(widths))) if form == "in one tensor" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        gains = self.gains if self.vector is None else self.vector.split([INNER, INNER, OUT])
         for number, matrix in enumerate(self.maps):
             x = x @ matrix
-            x = (x * self.gains[number] if len(self.gains) else x).tanh()
+            x = (x * gains[number] if len(gains) else x).tanh()
         return x
 
 
@@ -257,10 +262,88 @@ class FirstOnly(nn.Module):
         return self.output((x + self.middle(y.relu()))[:, 0].tanh())
 
 
+class Branches(nn.Module):
+    """Two branches that are added, one with its matrix cut in columns, with a bias, and with gains apart or in the weights."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.gain = form, nn.Parameter(torch.ones(WIDTH)) if form == "cut" else None
+        self.first, self.second = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, INNER)
+        self.cut = nn.ModuleList(nn.Linear(n, WIDTH, bias=False) for n in ((3, 5) if form == "cut" else (8,)))
+        self.bias, self.whole = nn.Parameter(torch.zeros(WIDTH)), nn.Linear(INNER, WIDTH)
+        self.output = nn.Linear(WIDTH, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.first(x).tanh()]
+        if self.form == "cut":
+            parts = [parts[0][..., :3], parts[0][..., 3:]]
+        one = sum(matrix(part) for matrix, part in zip(self.cut, parts, strict=True)) + self.bias
+        other = self.whole(self.second(x).sigmoid())
+        y = one + other * self.gain if self.gain is not None else other + one
+        return self.output((x + y).relu())
+
+
+class Repeated(nn.Module):
+    """Rows that lie so that a matrix is repeated for them: with gains behind it, of low rank, or plain."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.inner, self.output = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, OUT)
+        self.gain = nn.Parameter(torch.ones(WIDTH)) if form == "gain" else None
+        self.update = None
+        if form == "low rank":
+            self.update = nn.Sequential(nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x[:, :, None] * x[:, None]).permute(0, 3, 1, 2).movedim(1, -1)
+        y = self.inner(x)
+        if self.update is not None:
+            y = y + self.update(x)
+        return self.output((y if self.gain is None else y * self.gain).tanh())
+
+
+class Edge(nn.Module):
+    """A window at an edge that is padded with copies, of which the first position is read: two taps meet one element."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.inner, self.output = form, nn.Linear(WIDTH, WIDTH), nn.Linear(INNER, OUT)
+        self.taps = nn.Parameter(torch.empty(*((INNER, WIDTH, 3) if form == "kernel" else (3, WIDTH, INNER))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.inner(x).tanh().mT, (1, 1), mode="replicate")
+        if self.form == "kernel":
+            y = F.conv1d(y, self.taps).mT
+        else:
+            y = torch.cat([y.mT[:, i : i + x.shape[1]] for i in range(3)], -1) @ self.taps.flatten(0, 1)
+        return self.output(y.relu())[:, 0]
+
+
+class Alone(nn.Module):
+    """Heads that share keys and values, of which the first position is read: all see the value there, as a mask hides the others."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.query, self.maps = form, nn.Linear(WIDTH, 6), nn.Linear(WIDTH, 6)
+        self.output = nn.Linear(6, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, (key, value) = self.query(x).unflatten(-1, (2, 3)).transpose(1, 2), self.maps(x).chunk(2, -1)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        if self.form == "expanded":
+            value = value[:, None].expand(-1, 2, -1, -1)
+            y = (query @ key[:, None].mT).masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        else:
+            y = torch.einsum("bhqd,bkd->bhqk", query, key).masked_fill(hidden, -torch.inf).softmax(-1)
+            y = torch.einsum("bhqk,bkd->bhqd", y, value)
+        return self.output(y.transpose(1, 2).flatten(-2))[:, 0]
+
+
 CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "gated, fused | two maps": (Gated, "fused", "two"),
     "gated, glu | two maps": (Gated, "glu", "two"),
     "positions looked up | cut out": (partial(Placed, rows=9), "looked up", "cut out"),
+    "positions looked up | cut out of a vector": (partial(Placed, rows=9), "looked up", "vector"),
     "positions looked up | added": (Placed, "looked up", "added"),
     "positions looked up | added, with a batch axis": (Placed, "looked up", "batched"),
     "bias of two axes | one": (Heads, "two axes", "one axis"),
@@ -269,6 +352,8 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "infinity in a buffer | in the code": (Masked, "buffer", "code"),
     "written in place | put together": (Written, "in place", "together"),
     "gains apart | in the weights": (Gained, "apart", "in the weights"),
+    "gains apart | in one tensor": (Gained, "apart", "in one tensor"),
+    "gains in one tensor | in the weights": (Gained, "in one tensor", "in the weights"),
     "weight norm in a loop | matrix": (Looped, "weight norm", "matrix"),
     "low rank in a loop | matrix": (Looped, "low rank", "matrix"),
     "last round without order, joined | by feature": (LastRound, "joined", "by feature"),
@@ -276,6 +361,11 @@ CASES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "first position of a window, kernel | matrix": (FirstOnly, "kernel", "matrix"),
     "rectified gate, joined | by feature": (Rectified, "joined", "by feature"),
     "rectified gate, apart | by feature": (Rectified, "apart", "by feature"),
+    "branches, one cut and one with gains | plain": (Branches, "cut", "plain"),
+    "gains behind a repeated matrix | in it": (Repeated, "gain", "plain"),
+    "low rank beside a repeated matrix | in it": (Repeated, "low rank", "plain"),
+    "first position of copies, kernel | matrix": (Edge, "kernel", "matrix"),
+    "first position of shared heads, expanded | summed": (Alone, "expanded", "summed"),
     "four parts, joined | by feature": (Four, "joined", "by feature"),
 }
 
@@ -319,6 +409,71 @@ class Silent(nn.Module):
 def test_features_that_are_silent_under_some_weights_are_told_apart(source: str, target: str) -> None:
     plan = match(Silent(source), Silent(target), (torch.tensor([[2, 0, 1]]),))
     assert plan.checked == "real weights"
+
+
+class Rounds(nn.Module):
+    """A map in every round: one for all, or a copy for each; a matrix, or one with a norm of its own."""
+
+    def __init__(self, form: str, copies: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(WIDTH, OUT)
+        self.inner = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(copies))
+        if form == "weight norm":
+            for one in self.inner:
+                nn.utils.parametrizations.weight_norm(one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(2):
+            x = self.inner[number % len(self.inner)](x).tanh()
+        return self.output(x)
+
+
+@pytest.mark.parametrize("form", ["matrix", "weight norm"])
+@pytest.mark.parametrize("other", ["matrix", "weight norm"])
+def test_copies_of_what_a_loop_computes_have_to_be_equal(form: str, other: str) -> None:
+    source, target = Rounds(form, 2), Rounds(other, 1)
+    for seed, model in enumerate((source, target)):
+        randomise(model, seed)
+    with pytest.raises(StructureMismatch, match="it is tied"):
+        match(source, target, (example(0),))
+    source.inner[1].load_state_dict(source.inner[0].state_dict())
+    plan = match(source, target, (example(0),))
+    assert plan.equal
+    target.load_state_dict(plan.apply(source.state_dict()))
+    with torch.no_grad():
+        torch.testing.assert_close(target(example(1)), source(example(1)))
+    other_state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    other_state[next(iter(plan.equal))] += 1
+    with pytest.raises(WeightsError, match="to be equal, because the target has one tensor for both"):
+        plan.apply(other_state)
+
+
+class Doubled(nn.Module):
+    """Features that are copies of each other, or that are equal where the two halves of the input are."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.first = form, nn.Linear(3, 3)
+        self.inner, self.output = nn.Linear(WIDTH, INNER), nn.Linear(INNER, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, -1)
+        y = self.first(left)
+        return self.output(self.inner(torch.cat([y, y if self.form == "copies" else self.first(right)], -1)).tanh())
+
+
+@pytest.mark.parametrize(("form", "other"), [("copies", "equal"), ("equal", "copies"), ("equal", "equal")])
+def test_features_that_happen_to_be_equal_are_not_taken_for_copies(form: str, other: str) -> None:
+    half = example(0)[..., :3]
+    with pytest.raises(StructureMismatch, match="pass inputs on which they differ"):
+        match(randomise(Doubled(form), 1), randomise(Doubled(other), 2), (torch.cat([half, half], -1),))
+
+
+def test_features_that_are_copies_keep_their_order() -> None:
+    source, target = Doubled("copies"), Doubled("copies")
+    plan = match(randomise(source, 1), randomise(target, 2), (example(0),))
+    assert "6 input features of inner.weight (inner) are copies of others; their order is kept" in plan.notes
+    assert torch.equal(plan.apply(source.state_dict())["inner.weight"], source.inner.weight)
 
 
 def test_a_plan_asks_for_the_constants_it_was_made_with() -> None:

@@ -13,7 +13,7 @@ from pyrosys.adapters.match import match
 from pyrosys.errors import PyrosysError
 from tests.adapters.generated.model import Model, Sizes, built, example, select
 from tests.adapters.generated.mutations import mutations
-from tests.adapters.generated.spec import Spec, draw
+from tests.adapters.generated.spec import VOCABULARY, Spec, draw
 from tests.adapters.generated.spelling import Choices, Spelling, Values
 
 __all__ = ["Case", "Side", "composition", "mutation"]
@@ -34,7 +34,11 @@ class Side:
     def built(self, seed: int) -> tuple[nn.Module, Model]:
         return built(self.spec, Spelling(self.choices, Values(seed)))
 
-    def example(self, seed: int, sizes: Sizes = SEEN) -> tuple[Tensor, ...]:
+    def example(self, seed: int, sizes: Sizes | None = None) -> tuple[Tensor, ...]:
+        """What the model takes; by default enough to show every letter where the model reads it."""
+        if sizes is None:
+            reads_first = self.spec.stem == "tokens" and self.spec.pooling == "first"
+            sizes = Sizes(VOCABULARY, SEEN.length) if reads_first else SEEN
         return example(self.spec, self.built(0)[1], seed, sizes)
 
 

@@ -325,8 +325,10 @@ def example(spec: Spec, model: Model, seed: int, sizes: Sizes) -> tuple[Tensor, 
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     if spec.stem == "tokens":
-        every = torch.randperm(batch * length, generator=generator) % VOCABULARY
-        first = model.letters[every.view(batch, length)]
+        every = (torch.randperm(batch * length, generator=generator) % VOCABULARY).view(batch, length)
+        if spec.pooling == "first":
+            every[:, 0] = torch.randperm(batch, generator=generator) % VOCABULARY
+        first = model.letters[every]
     elif spec.stem == "rows":
         first = noise(batch, 4, length, FEATURES)
     else:
