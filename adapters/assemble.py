@@ -17,13 +17,13 @@ from torch import Tensor, fx
 from pyrosys.adapters.affine import chain_behind, transfer
 from pyrosys.adapters.colour import DEAD, Colouring
 from pyrosys.adapters.contraction import Contraction
-from pyrosys.adapters.copies import Copies
 from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.operations import NONE
 from pyrosys.adapters.piece import Axis, Piece
 from pyrosys.adapters.program import Program
 from pyrosys.adapters.refine import order_by_group, rank_within
+from pyrosys.adapters.repeats import Repeats
 from pyrosys.adapters.solve import solve
 from pyrosys.adapters.structure import Place
 
@@ -248,12 +248,12 @@ def _copied(
         undecided: positions of the target.
     """
     data = (side.structure.role[place.node][1].data for side, place in zip(sides, places, strict=True))
-    if not len(undecided) or not all(map(Copies.are_known, data)):
+    if not len(undecided) or not all(map(Repeats.are_known, data)):
         return None
     at = torch.nonzero(torch.isin(links[0], undecided)).reshape(-1)
     at = at[torch.argsort(links[0][at])]
     mine, theirs = (
-        _copies(side, place, wanted)[positions[at]]
+        _repeats(side, place, wanted)[positions[at]]
         for side, place, wanted, positions in zip(sides, places, features, links, strict=True)
     )
     pairs = torch.unique(torch.stack([mine, theirs]), dim=1)
@@ -269,11 +269,11 @@ def _copied(
     return ordered
 
 
-def _copies(side: Colouring, place: Place, features: Tensor) -> Tensor:
+def _repeats(side: Colouring, place: Place, features: Tensor) -> Tensor:
     """A number for each contracted position, the same for positions that meet copies in every row that matters."""
     geometry: Contraction = side.structure.role[place.node][1]
     side.run(sketch=False, keep=True)
-    numbers = geometry.data_grid(Copies(side).numbers(geometry.data))
+    numbers = geometry.data_grid(Repeats(side).numbers(geometry.data))
     numbers = torch.where(_rows_that_matter(side, place), numbers, 0.0)[_groups_of(geometry, features)]
     return torch.unique(numbers.reshape(-1, numbers.shape[-1]), dim=1, return_inverse=True)[1]
 

@@ -15,7 +15,7 @@ from pyrosys.adapters.colour import Colouring
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import is_layout, is_pointwise, layout_result, tensor_arguments
 
-__all__ = ["Copies"]
+__all__ = ["Repeats"]
 
 aten = torch.ops.aten
 _ZERO, _ONE = 0.0, 1.0
@@ -31,7 +31,7 @@ _PRODUCTS = {aten.mm.default, aten.bmm.default}
 _SOFTMAX = {aten._softmax.default, aten._safe_softmax.default}
 
 
-class Copies:
+class Repeats:
     """Numbers elements of activations so that two have the same number only if they are one by construction.
 
     Args:
