@@ -181,6 +181,8 @@ class _Memory:
         self.node = node
         self.template = template
         self.version = 0
+        self.written: list[Tensor | None] = []
+        """Where each version differs from the one before it; None for everywhere."""
 
 
 class Traced(torch.Tensor):
@@ -279,6 +281,7 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Any] = []
         self.constants: dict[tuple[int, int], tuple[Tensor, fx.Node]] = {}
         self.results: dict[Any, Any] = {}
+        self.zeros: set[int] = set()
 
     # Leaves
 
@@ -321,7 +324,7 @@ class _Recorder(TorchDispatchMode):
         """The node with the tensor's present value, re-reading memory that changed under it."""
         if isinstance(tensor, Traced):
             memory, geometry = tensor.memory, tensor.held
-            if tensor.version == memory.version:
+            if tensor.version == memory.version or not self.is_stale(tensor):
                 return tensor.node
         elif self.promoted(tensor):
             memory, geometry = self.memories[_storage(tensor)], tensor
@@ -336,6 +339,20 @@ class _Recorder(TorchDispatchMode):
         if isinstance(tensor, Traced):
             tensor.node, tensor.version = node, memory.version
         return node
+
+    def is_stale(self, tensor: Traced) -> bool:
+        """Whether an element of a view has been written since the view's node was made."""
+        since = tensor.memory.written[tensor.version :]
+        return any(at is None for at in since) or bool(torch.isin(_positions(tensor.held), torch.cat(since)).any())
+
+    def is_zero(self, value: Any) -> bool:
+        """Whether a tensor is zero whatever the inputs are, such as the first state of a recurrent network."""
+        if not isinstance(value, Tensor) or self.is_traced(value) or value.is_meta or _storage(value) in self.data:
+            return False
+        return value.is_floating_point() and not bool(value.any())
+
+    def is_product_of_zero(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and not self.is_traced(value) and _storage(value) in self.zeros
 
     def emit(self, func: Any, args: Any, kwargs: Any, like: Any) -> fx.Node:
         node = self.graph.call_function(func, args, kwargs)
@@ -370,6 +387,15 @@ class _Recorder(TorchDispatchMode):
             view = func(*args, **kwargs)
             if all(self.promoted(part) for part in (view if isinstance(view, (list, tuple)) else [view])):
                 return view  # of memory that the model has written into: it is read when it is used
+        if func in _PRODUCTS and any(map(self.is_zero, args)):
+            zero = torch.zeros(*args[0].shape[:-1], args[1].shape[-1], dtype=args[0].dtype, device=self.device)
+            self.zeros.add(_storage(zero))
+            self.alive.append(zero)
+            return zero
+        if func is aten.add.Tensor and not kwargs and any(map(self.is_product_of_zero, args)):
+            (other,) = [a for a in args if not self.is_product_of_zero(a)]
+            with self:
+                return other.expand(torch.broadcast_shapes(*(a.shape for a in args))).clone()
         if func in DECOMPOSITIONS:
             with self:
                 result = DECOMPOSITIONS[func](*args, **kwargs)
@@ -456,6 +482,8 @@ class _Recorder(TorchDispatchMode):
         name, overload = func._schema.name.split("::")[1], func._overloadname
         functional = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         target = args[0]
+        if func in _TURNS:
+            return self.turn(func, args)
         if not name.endswith("_") or functional is None:
             raise CaptureError(
                 f"Expected operations that have a functional form, found {func}. Replace it in the model's forward."
@@ -471,6 +499,18 @@ class _Recorder(TorchDispatchMode):
                 if value.dtype != target.dtype:
                     value = value.to(target.dtype)
         self.write(target, value)
+        return target
+
+    def turn(self, func: Any, args: Any) -> Tensor:
+        """Look at a tensor in another way from now on; its elements stay where they are."""
+        target = args[0]
+        if not isinstance(target, Traced):
+            return func(*args)  # memory that the model has written into: it is read when it is used
+        with self:
+            view = _TURNS[func](*args)
+        target.held, target.memory, target.node, target.version = view.held, view.memory, view.node, view.version
+        with torch.utils._mode_utils.no_dispatch():
+            func(*args)
         return target
 
     def _expanded_copy(self, target: Tensor, source: Tensor) -> Tensor:
@@ -505,6 +545,8 @@ class _Recorder(TorchDispatchMode):
                 )
             memory.node = self.put(memory, node, geometry)
         memory.version += 1
+        whole = memory.node is node
+        memory.written.append(None if whole else _positions(geometry))
         if isinstance(target, Traced):
             target.node, target.version = node, memory.version
 
@@ -540,6 +582,15 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _positions(view: Tensor) -> Tensor:
+    """Where in its memory each element of a view lies."""
+    place = torch.full((), view.storage_offset())
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        place = place.unsqueeze(-1) + torch.arange(size) * stride
+    return place.reshape(-1)
+
+
+_PRODUCTS = {aten.mm.default, aten.bmm.default}
 _GATHERS = {aten.gather.default, aten.index.Tensor, aten.index_select.default, aten.embedding.default}
 
 
@@ -560,6 +611,16 @@ _VALUE_FREE = {
     aten.new_full.default,
     aten.new_empty.default,
 }
+
+_TURNS = {
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+"""Operations that turn a tensor in place, and those that give a turned view."""
 
 _LOOKS_AT_VALUES = {
     aten._local_scalar_dense.default,
@@ -587,6 +648,7 @@ class Capture:
         buffers: names among `tensors` that are buffers.
         derived: names among `buffers` whose present value is part of the structure.
         symbolic: whether the run needed no numbers.
+        together: whether all uses of a tensor are to be one.
     """
 
     graph: fx.Graph
@@ -596,6 +658,7 @@ class Capture:
     buffers: frozenset[str]
     derived: frozenset[str]
     symbolic: bool
+    together: bool = False
 
     @property
     def reached(self) -> set[str]:

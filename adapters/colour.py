@@ -20,7 +20,9 @@ are executed, not interpreted.
 """
 
 import dataclasses
+import functools
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -339,7 +341,7 @@ class Colouring:
                 role = structure.role.get(node, ("plain",))
                 here = structure.places_at.get(node, ())
                 for place in here:
-                    if place.kind == "elements":
+                    if place.kind == "elements" and place not in leaves:
                         leaves[place] = _uniform(self.families[place].features, 11 + self.salt).requires_grad_()
                 if role[0] == "contract":
                     values[node] = self._contract(node, role[1], values)
@@ -420,7 +422,7 @@ class Colouring:
 
     def place_of(self, node: fx.Node) -> Place:
         if not hasattr(self, "_place_of"):
-            self._place_of = {p.node: p for p in self.structure.places if p.kind != "elements"}
+            self._place_of = {n: p for p in self.structure.places if p.kind != "elements" for n in p.nodes}
         return self._place_of[node]
 
     def back_numbers(self, place: Place) -> Tensor:
@@ -559,33 +561,33 @@ class Colouring:
     # Streams per place
 
     def _contract_streams(self, place: Place, sketches: Any, reaches: Any) -> Streams:
-        geometry: Contraction = self.structure.role[place.node][1]
-        record = self.records[place.node]
-        y = self.values[place.node]
+        parts = [self._contract_sums(node, sketches, reaches) for node in place.nodes]
+        exact, numbers = _largest(e for e, _ in parts), _total(n for _, n in parts)
+        return Streams(exact.to(torch.int64), torch.asinh(numbers))
+
+    def _contract_sums(self, node: fx.Node, sketches: Any, reaches: Any) -> tuple[Tensor, Tensor]:
+        geometry: Contraction = self.structure.role[node][1]
+        record = self.records[node]
+        y = self.values[node]
         gradient = record.get("gradient", torch.zeros(y.shape, dtype=torch.float64)).detach()
         total = record["total"].detach()
         numbers = []
         for m in range(SIGNATURE):
             weight = geometry.expand_sketch(torch.cos((0.9 + 0.8 * m) * total + 0.5 * m))
-            numbers.append(torch.asinh(geometry.per_feature(gradient * weight)))
-        reach = reaches.get(place.node)
+            numbers.append(geometry.per_feature(gradient * weight))
+        reach = reaches.get(node)
         reach = torch.zeros(y.shape, dtype=torch.float64) if reach is None else reach
-        joint = mix(sketches[place.node].to(torch.int64), reach.to(torch.int64))
+        joint = mix(sketches[node].to(torch.int64), reach.to(torch.int64))
         exact = geometry.per_feature_max(torch.where(reach == NONE, NONE, (joint & _MASK).to(torch.float64)))
-        return Streams(exact.to(torch.int64), torch.stack(numbers, -1))
+        return exact, torch.stack(numbers, -1)
 
     def _look_up_streams(self, place: Place, reaches: Any) -> Streams:
-        role, record, family = self.structure.role[place.node], self.records[place.node], self.families[place]
-        gradient = self._anchor_gradient(place.node)
-        reach = reaches.get(place.node)
-        reach = torch.zeros(gradient.shape, dtype=torch.float64) if reach is None else reach
-        if not role[3]:
-            gradient, reach = gradient.transpose(-1, -2), reach.transpose(-1, -2)
-        index = record["index"].reshape(-1)
-        reach = reach.reshape(-1, reach.shape[-1])
+        family = self.families[place]
+        looked_up = [self._rows_looked_up(node, reaches) for node in place.nodes]
+        index, reach, gradient = (torch.cat(parts) for parts in zip(*looked_up, strict=True))
         # Summed per row first: looking a row up once for all examples or once for each is the same.
         by_row = torch.zeros(family.rows.shape[0], gradient.shape[-1], dtype=torch.float64)
-        by_row = torch.asinh(by_row.index_add_(0, index, gradient.reshape(-1, gradient.shape[-1])))
+        by_row = torch.asinh(by_row.index_add_(0, index, gradient))
         rows = _uniform(family.rows, 3 + self.salt).unsqueeze(-1)
         numbers = [torch.asinh((by_row * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
         back = [_uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]
@@ -597,24 +599,44 @@ class Colouring:
             exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers)
         )
 
+    def _rows_looked_up(self, node: fx.Node, reaches: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a table in the order in which they are looked up, what each element reaches, and its gradient."""
+        gradient = self._anchor_gradient(node)
+        reach = reaches.get(node)
+        reach = torch.zeros(gradient.shape, dtype=torch.float64) if reach is None else reach
+        if not self.structure.role[node][3]:
+            gradient, reach = gradient.transpose(-1, -2), reach.transpose(-1, -2)
+        width = reach.shape[-1]
+        return self.records[node]["index"].reshape(-1), reach.reshape(-1, width), gradient.reshape(-1, width)
+
     def _anchor_gradient(self, node: fx.Node) -> Tensor:
         anchor = self.records[node]["anchor"]
         return torch.zeros_like(anchor) if anchor.grad is None else anchor.grad
 
     def _element_streams(self, place: Place, leaf: Tensor, sketches: Any, reaches: Any) -> Streams:
-        assert place.source is not None
-        role = self.structure.role[place.node]
         gradient = torch.asinh(self.gradients[place].detach()).unsqueeze(-1)
-        shape = tuple(self.operands[place.node, place.operand].shape)
+        found = [self._reached_elements(place, node, leaf, sketches, reaches) for node in place.nodes]
+        here = _largest(h for h, _ in found).to(torch.int64)
+        if self.structure.role[place.node][0] != "decorate":
+            return Streams(here, gradient)
+        # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
+        below = _largest(b for _, b in found).to(torch.int64)
+        return Streams(torch.where(here == int(NONE), 0, mix(below, here) & _MASK), gradient)
+
+    def _reached_elements(
+        self, place: Place, node: fx.Node, leaf: Tensor, sketches: Any, reaches: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What the elements of a place's parameter reach through one of its nodes, and what they meet there if they decorate it."""
+        role = self.structure.role[node]
+        shape = tuple(self.operands[node, place.operand].shape)
         if role[0] != "decorate":
-            reach = reaches.get((place.node, place.operand), torch.zeros(shape, dtype=torch.float64))
-            return Streams(self._reach_of_source(place, reach, leaf).to(torch.int64), gradient)
-        here = reaches.get(place.node, torch.zeros(self.shape_of(place.node), dtype=torch.float64))
+            reach = reaches.get((node, place.operand), torch.zeros(shape, dtype=torch.float64))
+            return self._reach_of_source(place, reach, leaf), reach
+        here = reaches.get(node, torch.zeros(self.shape_of(node), dtype=torch.float64))
         below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
         below = torch.where(here == NONE, NONE, below)
-        # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
-        both = [self._reach_of_source(place, _largest_to(x, shape), leaf).to(torch.int64) for x in (below, here)]
-        return Streams(torch.where(both[1] == int(NONE), 0, mix(*both) & _MASK), gradient)
+        here, below = (self._reach_of_source(place, _largest_to(x, shape), leaf) for x in (here, below))
+        return here, below
 
     def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
         """Carry what the operand reaches back to the elements of one placeholder."""
@@ -652,6 +674,14 @@ class Colouring:
                 found.add(node)
                 stack.extend(tensor_arguments(node))
         return found
+
+
+def _largest(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.maximum, parts)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _both(a: Tensor, b: Tensor) -> Tensor:

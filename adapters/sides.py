@@ -22,6 +22,7 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
+from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.sums import join_parts, join_sums
 from pyrosys.errors import CaptureError, PyrosysError
 
@@ -31,7 +32,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FROZEN = "buffers for constants"
+
+
+def _join_uses(captured: Capture) -> bool:
+    """Take all uses of a tensor for one; whether any has several."""
+    captured.together = True
+    return any(place.again for place in Structure(captured).places)
+
+
 _REWRITES = {
+    "uses of a tensor together": _join_uses,
     "products of matrices together": merge_products,
     "parts of contractions together": join_parts,
     "sums of contractions together": join_sums,
