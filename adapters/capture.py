@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
@@ -343,7 +344,8 @@ class _Recorder(TorchDispatchMode):
     def is_stale(self, tensor: Traced) -> bool:
         """Whether an element of a view has been written since the view's node was made."""
         since = tensor.memory.written[tensor.version :]
-        return any(at is None for at in since) or bool(torch.isin(_positions(tensor.held), torch.cat(since)).any())
+        places = [at for at in since if at is not None]
+        return len(places) < len(since) or bool(torch.isin(_positions(tensor.held), torch.cat(places)).any())
 
     def is_zero(self, value: Any) -> bool:
         """Whether a tensor is zero whatever the inputs are, such as the first state of a recurrent network."""
@@ -509,7 +511,7 @@ class _Recorder(TorchDispatchMode):
         with self:
             view = _TURNS[func](*args)
         target.held, target.memory, target.node, target.version = view.held, view.memory, view.node, view.version
-        with torch.utils._mode_utils.no_dispatch():
+        with no_dispatch():
             func(*args)
         return target
 
@@ -584,7 +586,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _positions(view: Tensor) -> Tensor:
     """Where in its memory each element of a view lies."""
-    place = torch.full((), view.storage_offset())
+    place = torch.tensor(int(view.storage_offset()))
     for size, stride in zip(view.shape, view.stride(), strict=True):
         place = place.unsqueeze(-1) + torch.arange(size) * stride
     return place.reshape(-1)

@@ -161,7 +161,14 @@ class Structure:
             if strided is not None:  # along an axis without steps the elements are the same
                 steps = [s for s in zip(*strided[1:], strict=True) if s[1]]
                 number = geometry.elements.scale, geometry.elements.shift
-                return geometry.elements.roots[0], strided[0], *steps, geometry.features, geometry.distinct_groups, number
+                return (
+                    geometry.elements.roots[0],
+                    strided[0],
+                    *steps,
+                    geometry.features,
+                    geometry.distinct_groups,
+                    number,
+                )
         return place.kind, place.operand, place.source, place.operation, place.node.target
 
     def _classify(self, node: fx.Node) -> None:
