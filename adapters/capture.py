@@ -34,6 +34,7 @@ from pyrosys.adapters.decompose import DECOMPOSITIONS
 from pyrosys.adapters.nodes import leaves, map_leaves
 from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
+from pyrosys.adapters.zeros import drop_products_of_zero
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels", "share_equal_nodes"]
@@ -282,7 +283,6 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Any] = []
         self.constants: dict[tuple[int, int], tuple[Tensor, fx.Node]] = {}
         self.results: dict[Any, Any] = {}
-        self.zeros: set[int] = set()
 
     # Leaves
 
@@ -345,16 +345,9 @@ class _Recorder(TorchDispatchMode):
         """Whether an element of a view has been written since the view's node was made."""
         since = tensor.memory.written[tensor.version :]
         places = [at for at in since if at is not None]
-        return len(places) < len(since) or bool(torch.isin(_positions(tensor.held), torch.cat(places)).any())
-
-    def is_zero(self, value: Any) -> bool:
-        """Whether a tensor is zero whatever the inputs are, such as the first state of a recurrent network."""
-        if not isinstance(value, Tensor) or self.is_traced(value) or value.is_meta or _storage(value) in self.data:
-            return False
-        return value.is_floating_point() and not bool(value.any())
-
-    def is_product_of_zero(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and not self.is_traced(value) and _storage(value) in self.zeros
+        if len(places) < len(since) or tensor.held.dtype != tensor.memory.template.dtype:
+            return True
+        return bool(torch.isin(_positions(tensor.held), torch.cat(places)).any())
 
     def emit(self, func: Any, args: Any, kwargs: Any, like: Any) -> fx.Node:
         node = self.graph.call_function(func, args, kwargs)
@@ -389,15 +382,6 @@ class _Recorder(TorchDispatchMode):
             view = func(*args, **kwargs)
             if all(self.promoted(part) for part in (view if isinstance(view, (list, tuple)) else [view])):
                 return view  # of memory that the model has written into: it is read when it is used
-        if func in _PRODUCTS and any(map(self.is_zero, args)):
-            zero = torch.zeros(*args[0].shape[:-1], args[1].shape[-1], dtype=args[0].dtype, device=self.device)
-            self.zeros.add(_storage(zero))
-            self.alive.append(zero)
-            return zero
-        if func is aten.add.Tensor and not kwargs and any(map(self.is_product_of_zero, args)):
-            (other,) = [a for a in args if not self.is_product_of_zero(a)]
-            with self:
-                return other.expand(torch.broadcast_shapes(*(a.shape for a in args))).clone()
         if func in DECOMPOSITIONS:
             with self:
                 result = DECOMPOSITIONS[func](*args, **kwargs)
@@ -547,8 +531,8 @@ class _Recorder(TorchDispatchMode):
                 )
             memory.node = self.put(memory, node, geometry)
         memory.version += 1
-        whole = memory.node is node
-        memory.written.append(None if whole else _positions(geometry))
+        everywhere = memory.node is node or geometry.dtype != template.dtype
+        memory.written.append(None if everywhere else _positions(geometry))
         if isinstance(target, Traced):
             target.node, target.version = node, memory.version
 
@@ -592,7 +576,6 @@ def _positions(view: Tensor) -> Tensor:
     return place.reshape(-1)
 
 
-_PRODUCTS = {aten.mm.default, aten.bmm.default}
 _GATHERS = {aten.gather.default, aten.index.Tensor, aten.index_select.default, aten.embedding.default}
 
 
@@ -833,7 +816,7 @@ def _capture(
             f"Expected an output of {type(model).__name__} that depends on its parameters, found none. "
             "Name the tensors that count with source_output / target_output."
         )
-    outputs = share_equal_nodes(graph, outputs)
+    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
