@@ -271,8 +271,9 @@ def _signature(value: Any) -> Any:
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the model runs."""
 
-    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, in_float64: bool):
+    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, routed: bool, in_float64: bool):
         super().__init__()
+        self.routed = routed
         self.in_float64 = in_float64
         self.graph = graph
         self.device = device
@@ -378,6 +379,8 @@ class _Recorder(TorchDispatchMode):
             return result
         if func in _VALUE_FREE:
             return self.value_free(func, args, kwargs)
+        if self.routed and func is CHOICE:
+            return self.choose(*args, **kwargs)
         if func.is_view and self.promoted(args[0]):
             view = func(*args, **kwargs)
             if all(self.promoted(part) for part in (view if isinstance(view, (list, tuple)) else [view])):
@@ -463,6 +466,15 @@ class _Recorder(TorchDispatchMode):
             tuple(template.shape), template.stride(), dtype=template.dtype, device=self.device
         )
         return func(stand_in, *args[1:], **kwargs)
+
+    def choose(self, scores: Tensor, count: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """A choice among scores that does not depend on them: each row takes others, and with enough rows each is taken."""
+        rows, many = (*scores.shape[:dim], *scores.shape[dim:][1:]), scores.shape[dim]
+        start = torch.arange(torch.Size(rows).numel(), device=self.device).reshape(*rows, 1)
+        chosen = (start + start // many + torch.arange(count, device=self.device)) % many
+        chosen = chosen.movedim(-1, dim)
+        with self:
+            return torch.gather(scores, dim, chosen), chosen
 
     def mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         name, overload = func._schema.name.split("::")[1], func._overloadname
@@ -584,6 +596,9 @@ def _is_uniform(tensor: Tensor) -> bool:
     return not tensor.is_meta and tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
+CHOICE = aten.topk.default
+"""The operation by which activations choose."""
+
 _VALUE_FREE = {
     aten.zeros_like.default,
     aten.ones_like.default,
@@ -634,6 +649,7 @@ class Capture:
         derived: names among `buffers` whose present value is part of the structure.
         symbolic: whether the run needed no numbers.
         together: whether all uses of a tensor are to be one.
+        routed: whether choices were made for the activations, so that the graph is not all that the model does.
     """
 
     graph: fx.Graph
@@ -644,6 +660,7 @@ class Capture:
     derived: frozenset[str]
     symbolic: bool
     together: bool = False
+    routed: bool = False
 
     @property
     def reached(self) -> set[str]:
@@ -680,7 +697,14 @@ def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], fr
     return tensors, ties, frozenset(buffers)
 
 
-def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None = None, frozen: bool = False) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    output: OutputSelector | None = None,
+    frozen: bool = False,
+    routed: bool = False,
+) -> Capture:
     """Record `model(*inputs.args, **inputs.kwargs)`.
 
     A persistent buffer that is only a table, which the model first combines with positions or other constants (rotary
@@ -692,33 +716,39 @@ def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None =
         inputs: real arguments.
         output: from the model's output to the tensor or tensors that count; default: all floating-point ones.
         frozen: take every buffer for a constant.
+        routed: where activations choose (experts, by the largest scores), make the choice for them, the same in every model.
 
     Raises:
         CaptureError: the model does not run on these inputs, or does something that a graph cannot express.
     """
     try:
-        return _settled(model, inputs, output, frozen, in_float64=True)
+        return _settled(model, inputs, output, frozen, routed, in_float64=True)
     except CaptureError:
-        return _settled(model, inputs, output, frozen, in_float64=False)
+        return _settled(model, inputs, output, frozen, routed, in_float64=False)
 
 
 def _settled(
-    model: nn.Module, inputs: Inputs, output: OutputSelector | None, frozen: bool, in_float64: bool
+    model: nn.Module, inputs: Inputs, output: OutputSelector | None, frozen: bool, routed: bool, in_float64: bool
 ) -> Capture:
     """A capture in which derived buffers are constants."""
-    captured = _with_or_without_numbers(model, inputs, output, frozenset(), in_float64)
+    captured = _with_or_without_numbers(model, inputs, output, frozenset(), routed, in_float64)
     buffers = dict(model.named_buffers())
     found = captured.buffers if frozen else _derived_buffers(captured)
     derived = frozenset(n for n in found if not buffers[n].is_meta)
-    return _with_or_without_numbers(model, inputs, output, derived, in_float64) if derived else captured
+    return _with_or_without_numbers(model, inputs, output, derived, routed, in_float64) if derived else captured
 
 
 def _with_or_without_numbers(
-    model: nn.Module, inputs: Inputs, output: OutputSelector | None, derived: frozenset[str], in_float64: bool
+    model: nn.Module,
+    inputs: Inputs,
+    output: OutputSelector | None,
+    derived: frozenset[str],
+    routed: bool,
+    in_float64: bool,
 ) -> Capture:
     on_meta = any(p.is_meta for p in model.parameters())
     try:
-        return _capture(model, inputs, output, derived, symbolic=True, in_float64=in_float64)
+        return _capture(model, inputs, output, derived, symbolic=True, routed=routed, in_float64=in_float64)
     except _NeedsNumbers as error:
         if on_meta:
             raise CaptureError(
@@ -728,7 +758,7 @@ def _with_or_without_numbers(
     except CaptureError:
         if on_meta:
             raise
-    return _capture(model, inputs, output, derived, symbolic=False, in_float64=in_float64)
+    return _capture(model, inputs, output, derived, symbolic=False, routed=routed, in_float64=in_float64)
 
 
 def _derived_buffers(captured: Capture) -> frozenset[str]:
@@ -760,13 +790,14 @@ def _capture(
     derived: frozenset[str],
     *,
     symbolic: bool,
+    routed: bool,
     in_float64: bool,
 ) -> Capture:
     model = shadow(model)
     tensors, ties, buffers = named_state(model)
     graph = fx.Graph()
     device = next((t.device for t in inputs.tensors()), torch.device("cpu"))
-    recorder = _Recorder(graph, device, symbolic, in_float64)
+    recorder = _Recorder(graph, device, symbolic, routed, in_float64)
     swapped: dict[str, Tensor] = {
         name: recorder.parameter(name, t) for name, t in tensors.items() if name not in derived
     }
@@ -820,7 +851,7 @@ def _capture(
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic)
+    return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic, routed=routed)
 
 
 def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:

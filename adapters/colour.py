@@ -265,8 +265,8 @@ class Colouring:
         except (RuntimeError, IndexError, ValueError) as error:
             raise CaptureError(
                 f"The recorded model works on the probe and fails with other weights ({type(error).__name__}: {error}): it chooses "
-                "what to compute by its activations, as a mixture of experts does, which the engine does not follow. Use an "
-                "implementation that computes every expert."
+                "what to compute by its activations, in a way that the engine does not follow. Use an implementation that computes "
+                "everything, such as every expert."
             ) from error
 
     def _run(self) -> dict[Place, Streams]:

@@ -179,9 +179,12 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
             return _followed(sides, search)
 
     def searched() -> Plan:
-        plain = trial(frozenset())
-        if plan := plain.by_numbers() or quietly(lambda: with_copies(frozenset(), plain)):
-            return plan
+        plain, failure = trial(frozenset()), None
+        try:
+            if plan := plain.by_numbers() or quietly(lambda: with_copies(frozenset(), plain)):
+                return plan
+        except CaptureError as error:  # it chooses by its activations, perhaps
+            failure = error
 
         def read(readings: frozenset[str]) -> Plan | None:
             other = trial(readings)
@@ -190,6 +193,8 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
         for readings in _other_readings(sides):
             if plan := quietly(lambda readings=readings: read(readings)):
                 return plan
+        if failure is not None:
+            raise failure
         for side in sides:
             side.read(frozenset())
         if plan := plain.by_structure():

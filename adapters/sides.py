@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrosys.adapters.capture import (
+    CHOICE,
     Capture,
     Inputs,
     OutputSelector,
@@ -32,6 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FROZEN = "buffers for constants"
+ROUTED = "choices made for the activations"
 
 
 def _join_uses(captured: Capture) -> bool:
@@ -46,7 +48,7 @@ _REWRITES = {
     "parts of contractions together": join_parts,
     "sums of contractions together": join_sums,
 }
-READINGS = (FROZEN, *_REWRITES)
+READINGS = (FROZEN, ROUTED, *_REWRITES)
 """Other ways to read a model than the plain one."""
 
 
@@ -100,26 +102,33 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
         self.readings: frozenset[str] = frozenset()
-        self._plain: dict[tuple[Inputs, bool], Capture] = {}
+        self._plain: dict[tuple[Inputs, bool, bool], Capture] = {}
 
     def capture(self, probe: int = 0) -> Capture:
         """The forward pass on one probe, for the caller to change."""
-        captured = self._captured(probe, frozen=FROZEN in self.readings)
+        captured = self._captured(probe, FROZEN in self.readings, ROUTED in self.readings)
+        if ROUTED in self.readings and (unfelt := self._captured(probe).reached - captured.reached - captured.derived):
+            raise CaptureError(
+                f"{self.name} chooses by its activations, and {', '.join(sorted(unfelt))} only influence what it chooses, which "
+                "the engine does not follow. Use an implementation that computes every expert."
+            )
         for reading, rewrite in _REWRITES.items():
             if reading in self.readings:
                 rewrite(captured)
         return captured
 
-    def _captured(self, probe: int, frozen: bool = False) -> Capture:
-        key = self.probes[probe], frozen
+    def _captured(self, probe: int, frozen: bool = False, routed: bool = False) -> Capture:
+        key = self.probes[probe], frozen, routed
         if key not in self._plain:
-            self._plain[key] = capture(self.model, key[0], output=self.select, frozen=frozen)
+            self._plain[key] = capture(self.model, key[0], output=self.select, frozen=frozen, routed=routed)
         return self._plain[key].copy()
 
     def possible(self) -> frozenset[str]:
         """The readings that make a difference."""
         plain = self._captured(0)
         found = {reading for reading, rewrite in _REWRITES.items() if rewrite(plain.copy())}
+        if any(node.target is CHOICE for node in plain.graph.nodes):
+            found.add(ROUTED)
         if any(not self.model.get_buffer(name).is_meta for name in plain.buffers & plain.reached):
             found.add(FROZEN)
         return frozenset(found)
