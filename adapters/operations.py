@@ -352,12 +352,13 @@ def _spread_index(index: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
 def _scattered_backward(
     node: fx.Node, reach: Tensor, value: Callable[[fx.Node], Any], wanted: list[fx.Node]
 ) -> list[Tensor]:
+    """What is added at some places reaches what these places reach."""
     base, dim, index, added = args_of(node)[:4]
     shape = _shape(value(added))
     at = _spread_index(value(index), dim, shape)
     taken = torch.full(shape, NONE, dtype=torch.float64)
     taken[tuple(slice(n) for n in at.shape)] = torch.gather(reach, dim, at)
-    back = {base: reach, added: taken}
+    back = {base: reach, added: torch.maximum(reach, taken) if added is base else taken}
     return [
         back[a] if a in back else torch.full(_shape(value(a)), float(reach.max()), dtype=torch.float64) for a in wanted
     ]
