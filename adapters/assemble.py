@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.affine import chain_behind, transfer
-from pyrosys.adapters.colour import DEAD, Colouring, mix
+from pyrosys.adapters.colour import DEAD, Colouring
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.layout import Block, Elements, elements_of, strided_axes
 from pyrosys.adapters.operations import NONE
 from pyrosys.adapters.piece import Axis, Piece
@@ -143,16 +144,22 @@ class _Index:
         self.tables = {}
         for kind, found in parts.items():
             colours, places, positions = (torch.cat([part[i] for part in found]) for i in range(3))
+            if not len(colours):
+                continue
             order = torch.argsort(colours, stable=True)
-            self.tables[kind] = (colours[order], places[order], positions[order])
+            _, sizes = torch.unique_consecutive(colours[order], return_counts=True)
+            ends = torch.repeat_interleave(torch.cumsum(sizes, 0), sizes)
+            self.tables[kind] = (colours[order], ends, places[order], positions[order])
 
     def pairs(self, kind: str, colours: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """For each place number with any of the colours: positions in `colours`, positions in the place, paired by rank."""
         if kind not in self.tables:
             return {}
-        sorted_colours, places, positions = self.tables[kind]
+        sorted_colours, ends, places, positions = self.tables[kind]
         low = torch.searchsorted(sorted_colours, colours)
-        high = torch.where(colours == DEAD, low, torch.searchsorted(sorted_colours, colours, right=True))
+        inside = low.clamp(max=len(ends) - 1)
+        known = (sorted_colours[inside] == colours) & (colours != DEAD)
+        high = torch.where(known, ends[inside], low)
         rank = rank_within(colours)
         counts = high - low
         mine = torch.repeat_interleave(torch.arange(len(colours)), counts)
@@ -483,12 +490,12 @@ def _column_sums(side: Colouring, place: Place, node: fx.Node, features: Tensor)
     width = geometry.features
     wanted = torch.zeros(geometry.distinct_groups, width, dtype=torch.float64)
     wanted.reshape(-1)[features] = back.reshape(-1)[features]
-    context = (gradient * wanted[geometry.group_index].unsqueeze(1)).sum(-1)
+    context = torch.bmm(gradient, wanted[geometry.group_index].unsqueeze(-1)).squeeze(-1)
     active = (wanted != 0).any(1)[geometry.group_index]
     for m in range(_COLUMN_SIGNATURE):
         weight = context * torch.cos((0.7 + 0.6 * m) * context + 0.4 * m) * active.unsqueeze(1)
-        shaped = torch.cos((0.5 + 0.45 * m) * data + 0.3 * m)
-        signature[:, m] = (weight.unsqueeze(-1) * shaped).sum((0, 1))
+        shaped = ((0.5 + 0.45 * m) * data).add_(0.3 * m).cos_()
+        signature[:, m] = weight.reshape(-1) @ shaped.reshape(-1, shaped.shape[-1])
     return signature
 
 

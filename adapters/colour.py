@@ -22,7 +22,6 @@ are executed, not interpreted.
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,12 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.hashing import HASH, deepen, in_blocks, mix, uniform
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
     backward_dependence,
+    depends_on_none,
     forward_dependence,
     run_node,
     tensor_arguments,
@@ -41,56 +42,11 @@ from pyrosys.adapters.operations import (
 from pyrosys.adapters.structure import DECORATIONS, Place, Structure
 from pyrosys.errors import CaptureError
 
-__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "mix", "spread_for"]
+__all__ = ["DEAD", "SIGNATURE", "Colouring", "Family", "Streams", "spread_for"]
 
 aten = torch.ops.aten
-_HASH_BITS = 42
-_MASK = (1 << _HASH_BITS) - 1
 SIGNATURE = 4
 """Numbers per element in the numeric stream."""
-
-
-def mix(*parts: Any) -> Tensor:
-    """A 62-bit hash of integer tensors that broadcast together (splitmix64 finaliser, Steele et al. 2014)."""
-    total = np.zeros((), dtype=np.uint64)
-    for part in parts:
-        x = np.asarray(part, dtype=np.int64).view(np.uint64)
-        mixed = np.empty(np.broadcast_shapes(total.shape, x.shape), dtype=np.uint64)
-        np.add(np.multiply(total, _MULTIPLIER, out=np.empty_like(total)), x, out=mixed)
-        flat = mixed.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            _finalise(flat[start : start + _CHUNK])
-        total = mixed
-    total &= np.uint64(0x3FFFFFFFFFFFFFFF)
-    return torch.from_numpy(total.view(np.int64))
-
-
-_MULTIPLIER = np.uint64(6364136223846793005)
-_INCREMENT = np.uint64(1442695040888963407)
-_STEPS = tuple(
-    (np.uint64(shift), np.uint64(factor)) for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-)
-_CHUNK = 1 << 14  # elements that stay in the processor's cache from the first step to the last
-
-
-def _finalise(x: np.ndarray) -> None:
-    """The steps of the hash, in place."""
-    shifted = np.empty_like(x)
-    x += _INCREMENT
-    for shift, factor in _STEPS:
-        np.right_shift(x, shift, out=shifted)
-        x ^= shifted
-        x *= factor
-    np.right_shift(x, np.uint64(31), out=shifted)
-    x ^= shifted
-
-
-def _uniform(colour: Tensor, salt: int) -> Tensor:
-    """A number in ±[0.5, 1.5] per colour."""
-    x = mix(colour, salt)
-    unit = (x & 0xFFFFFFFF).to(torch.float64) / 2**32
-    sign = ((x >> 40) & 1).to(torch.float64) * 2 - 1
-    return sign * (0.5 + unit)
 
 
 def _smooth(x: Tensor) -> Tensor:
@@ -111,14 +67,7 @@ def _wave(x: Tensor, odd: float, even: float, amount: float) -> Tensor:
 
 
 def _modulation(x: Tensor) -> Tensor:
-    return 1 + 0.5 * torch.sin(1.7 * x + 0.3)
-
-
-def deepen(sketch: Tensor, *parts: Any) -> Tensor:
-    """One level deeper: depth in the high bits so that the deepest chain wins a maximum, a hash below."""
-    whole = sketch.to(torch.int64)
-    depth = (whole >> _HASH_BITS) + 1
-    return ((depth << _HASH_BITS) | (mix(whole, *parts) & _MASK)).to(torch.float64)
+    return (1.7 * x).add_(0.3).sin_().mul_(0.5).add_(1)
 
 
 def spread_for(structures: tuple[Structure, ...]) -> float:
@@ -161,16 +110,26 @@ class _Contract(torch.autograd.Function):
         ctx.geometry, ctx.back, ctx.record, ctx.spread = geometry, back, record, spread
         ctx.save_for_backward(x)
         record["total"] = total
-        record["data"] = x
-        return geometry.expand(total, numbers[0]) + geometry.expand(other, numbers[1])
+        if record["recording"]:
+            record["data"] = x.detach()
+        return geometry.expand((total, other), numbers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (x,) = ctx.saved_tensors
-        squeezed = torch.asinh(gradients[0] + ctx.record["reach"])
-        ctx.record["gradient"] = squeezed
+        reached = ctx.record.pop("reach number", None)
+        squeezed = gradients[0].asinh() if reached is None else reached().add_(gradients[0]).asinh_()
+        ctx.record["numbers"] = _contract_sums(ctx.geometry, squeezed, ctx.record["total"])
+        if ctx.record["recording"]:
+            ctx.record["gradient"] = squeezed
         projected = ctx.geometry.project(squeezed, ctx.back) / ctx.spread
-        return ctx.geometry.spread(projected, x) * _modulation(x), None, None, None, None, None, None
+        return _modulation(x).mul_(ctx.geometry.spread(projected, x)), None, None, None, None, None, None
+
+
+def _contract_sums(geometry: Contraction, gradient: Tensor, total: Tensor) -> Tensor:
+    """Numbers of every feature: what its results receive, weighted by what it meets, (distinct group, feature, number)."""
+    weights = [torch.cos((0.9 + 0.8 * m) * total + 0.5 * m) for m in range(SIGNATURE)]
+    return geometry.per_feature(gradient, weights)
 
 
 class _Decorate(torch.autograd.Function):
@@ -179,16 +138,18 @@ class _Decorate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parameter: Tensor, product: bool, factor: float, shift: float) -> Tensor:
         ctx.product, ctx.factor, ctx.shape, ctx.own = product, factor, tuple(parameter.shape), tuple(x.shape)
-        shape = torch.broadcast_shapes(x.shape, parameter.shape)
-        ctx.save_for_backward(x)
-        return (factor * x + shift).expand(shape).clone()
+        shape = np.broadcast_shapes(x.shape, parameter.shape)  # torch's own is slow
+        if product:
+            ctx.save_for_backward(x)
+        acted = x if (factor, shift) == (1.0, 0.0) else factor * x + shift
+        return acted.expand(shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        (x,) = ctx.saved_tensors
-        to_parameter = gradient * x if ctx.product else gradient
-        return (gradient * ctx.factor).sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None, None
+        to_parameter = gradient * ctx.saved_tensors[0] if ctx.product else gradient
+        to_data = gradient if ctx.factor == 1.0 else gradient * ctx.factor
+        return to_data.sum_to_size(ctx.own), to_parameter.sum_to_size(ctx.shape), None, None, None
 
 
 @dataclasses.dataclass
@@ -197,8 +158,8 @@ class Streams:
 
     exact: Tensor
     numbers: Tensor
-    row_exact: Tensor | None = None
     row_numbers: Tensor | None = None
+    row_exact: Tensor | None = None
 
 
 class Colouring:
@@ -254,14 +215,19 @@ class Colouring:
         for one in (self, *self.others):
             one.salt = one.first_salt + 1000 * number
 
-    def run(self) -> dict[Place, Streams]:
+    def run(self, *, sketch: bool = True, record: bool = True, keep: bool = False) -> dict[Place, Streams]:
         """Both streams of every place under the present colours.
+
+        Args:
+            sketch: whether to follow sketches again; otherwise those of the last run count, and numbers alone tell more.
+            record: whether to keep what contractions receive, by which their columns are paired in the end.
+            keep: whether to keep every value that the model computed, to look at.
 
         Raises:
             CaptureError: what the model computes depends on its activations.
         """
         try:
-            return self._run()
+            return self._run(sketch, record, keep)
         except (RuntimeError, IndexError, ValueError) as error:
             raise CaptureError(
                 f"The recorded model works on the probe and fails with other weights ({type(error).__name__}: {error}): it chooses "
@@ -269,36 +235,41 @@ class Colouring:
                 "everything, such as every expert."
             ) from error
 
-    def _run(self) -> dict[Place, Streams]:
+    def _run(self, sketch: bool, record: bool, keep: bool) -> dict[Place, Streams]:
+        sketches = {} if sketch else self.sketches
         self.let_go()  # of the last run, so that this one finds its memory free
-        leaves, total = self._forward()
-        sketches, reaches = self._sketch()
         self.sketches = sketches
-        for node, record in self.records.items():
-            record["reach"] = self._reach_as_number(node, reaches)
+        leaves, total = self._forward(sketch, record, keep)
+        if sketch:
+            self._exact = self._reach()
+            for node in self._meeting - self._contracted:
+                self._forget_sketch(node)
+        exact, row_exact = self._exact
         if total.requires_grad:
             total.backward()
         self.gradients = {p: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for p, leaf in leaves.items()}
         streams = {}
         for place in self.structure.places:
             if place.kind == "contract":
-                streams[place] = self._contract_streams(place, sketches, reaches)
+                streams[place] = Streams(exact[place], self._contract_numbers(place))
             elif place.kind == "look up":
-                streams[place] = self._look_up_streams(place, reaches)
+                streams[place] = Streams(exact[place], *self._look_up_numbers(place, row_exact[place]))
             else:
-                streams[place] = self._element_streams(place, leaves[place], sketches, reaches)
+                streams[place] = Streams(exact[place], torch.asinh(self.gradients[place]).unsqueeze(-1))
         for other in self.others:
-            streams = self._joined(streams, other.under(self))
+            streams = self._joined(streams, other.under(self, sketch=sketch, record=record))
         self.streams = streams
+        if not record:
+            self.values, self.records = {}, {}
         return streams
 
-    def under(self, first: "Colouring") -> dict[Place, Streams]:
+    def under(self, first: "Colouring", *, sketch: bool = True, record: bool = True) -> dict[Place, Streams]:
         """Run on this probe under the colours of the same model on another."""
         self.families = {
             mine: first.families[theirs]
             for mine, theirs in zip(self.structure.places, first.structure.places, strict=True)
         }
-        return self.run()
+        return self.run(sketch=sketch, record=record)
 
     def let_go(self) -> None:
         """Keep what contractions received and forget the rest, where many runs are to be compared."""
@@ -313,7 +284,7 @@ class Colouring:
             row_numbers = None
             if a.row_numbers is not None and b.row_numbers is not None:
                 row_numbers = torch.cat([a.row_numbers, b.row_numbers], -1)
-            joined[place] = Streams(_both(a.exact, b.exact), numbers, rows, row_numbers)
+            joined[place] = Streams(_both(a.exact, b.exact), numbers, row_numbers, rows)
         return joined
 
     def rows_seen(self, place: Place) -> Tensor:
@@ -328,53 +299,108 @@ class Colouring:
             return value.to(torch.float64)
         return value.to(torch.complex128) if value.is_complex() else value
 
-    def _forward(self) -> tuple[dict[Place, Tensor], Tensor]:
+    def _forward(self, sketch: bool, record: bool, keep: bool) -> tuple[dict[Place, Tensor], Tensor]:
+        """Values and sketches of all nodes; those that nothing asks for again are let go on the way."""
         structure = self.structure
-        values: dict[fx.Node, Any] = {node: self.constant(node) for node in structure.constants}
+        self.values = {node: self.constant(node) for node in structure.constants}
+        self.records, self.totals, self.recording = {}, {}, record
         leaves: dict[Place, Tensor] = {}
-        operands: dict[tuple[fx.Node, fx.Node], Tensor] = {}
-        self.records, self.totals = {}, {}
         with torch.enable_grad():
             for node in structure.nodes:
                 if node in structure.pure:
                     continue
-                role = structure.role.get(node, ("plain",))
                 here = structure.places_at.get(node, ())
                 for place in here:
                     if place.kind == "elements" and place not in leaves:
-                        leaves[place] = _uniform(self.families[place].features, 11 + self.salt).requires_grad_()
-                if role[0] == "contract":
-                    values[node] = self._contract(node, role[1], values)
-                elif role[0] == "look up":
-                    values[node] = self._look_up(node, role, values)
-                else:
-                    mine = {p.source: leaves[p] for p in here}
-                    for operand in {p.operand for p in here}:
-                        operands[node, operand] = self._materialise(operand, mine, values)
-                    if role[0] == "decorate":
-                        parameter = operands[node, role[2]]
-                        values[node] = _Decorate.apply(
-                            values[role[1]], parameter, DECORATIONS[node.target], *structure.neutral[node]
-                        )
-                    else:
-                        values[node] = run_node(
-                            node, lambda a, n=node: operands[n, a] if (n, a) in operands else values[a]
-                        )
-            outputs = [values[o] for o in structure.capture.outputs]
+                        leaves[place] = uniform(self.families[place].features, 11 + self.salt).requires_grad_()
+                self.values[node] = self._value(node, {p: leaves[p] for p in here if p in leaves})
+                if sketch:
+                    with torch.no_grad():
+                        self.sketches[node] = self._sketch(node)
+                for done in () if keep else self._last_read.get(node, ()):
+                    self._forget(done)
+            outputs = [self.values[o] for o in structure.capture.outputs]
             total = torch.stack([(o * s).sum() for o, s in zip(outputs, self.seeds, strict=True)]).sum()
-        self.values = values
-        self.operands = operands
         return leaves, total
 
-    def _reach_as_number(self, node: fx.Node, reaches: dict[fx.Node, Any]) -> Tensor:
-        """What a contraction's result reaches, as a gradient of its own: it lives where the true one is degenerate."""
-        reach = reaches.get(node)
-        if reach is None:
-            return torch.zeros((), dtype=torch.float64)
-        number = _uniform(reach.to(torch.int64), 8 + self.salt)
-        return torch.where(reach == NONE, 0.0, number)
+    def _value(self, node: fx.Node, leaves: dict[Place, Tensor]) -> Any:
+        role = self.structure.role.get(node, ("plain",))
+        if role[0] == "contract":
+            return self._contract(node, role[1])
+        if role[0] == "look up":
+            return self._look_up(node, role)
+        mine = {place.source: leaf for place, leaf in leaves.items()}
+        for operand in {place.operand for place in leaves}:
+            self.operands[node, operand] = self._materialise(operand, mine)
+        if role[0] == "decorate":
+            parameter = self.operands[node, role[2]]
+            neutral = self.structure.neutral[node]
+            return _Decorate.apply(self.values[role[1]], parameter, DECORATIONS[node.target], *neutral)
+        return run_node(node, self._value_or_operand(node))
 
-    def _materialise(self, operand: fx.Node, leaves: dict[Any, Tensor], values: dict[fx.Node, Any]) -> Tensor:
+    @functools.cached_property
+    def _last_read(self) -> dict[fx.Node, list[fx.Node]]:
+        """For every node, what is read by it and by none after it."""
+        last: dict[fx.Node, fx.Node] = {}
+        for node in self.structure.nodes:
+            if node not in self.structure.pure:
+                read = [a for a in (*tensor_arguments(node), *self._data(node)) if a not in self.structure.pure]
+                for argument in (node, *read):
+                    last[argument] = node
+        kept = {*self.structure.constants, *self.structure.capture.outputs}
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for node, by in last.items():
+            if node not in kept:
+                found.setdefault(by, []).append(node)
+        return found
+
+    def _data(self, node: fx.Node) -> list[fx.Node]:
+        """What meets a parameter at this node."""
+        role = self.structure.role.get(node, ("plain",))
+        if role[0] == "contract":
+            return [role[1].data]
+        return [role[1]] if len(role) > 1 and isinstance(role[1], fx.Node) else []
+
+    @functools.cached_property
+    def _meeting(self) -> set[fx.Node]:
+        """Nodes that meet a parameter."""
+        return {data for node in self.structure.role for data in self._data(node)}
+
+    @functools.cached_property
+    def _contracted(self) -> set[fx.Node]:
+        """Nodes that are contracted with a parameter."""
+        return {role[1].data for role in self.structure.role.values() if role[0] == "contract"}
+
+    def _forget(self, node: fx.Node) -> None:
+        """Keep of a node that nothing reads again what may mask others: values and sketches that depend on no parameter in part.
+
+        Of the others the shapes remain, and the sketches of what meets a parameter.
+        """
+        value = self.values[node]
+        if isinstance(value, (tuple, list)):  # the parts have been read each by a node of its own
+            self.values[node] = [_placeholder(v) if isinstance(v, Tensor) else v for v in value]
+            self.sketches[node] = None
+        elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            if not depends_on_none(self.sketches[node]):
+                self.values[node] = _placeholder(value)
+            if node not in self._meeting:
+                self._forget_sketch(node)
+
+    def _forget_sketch(self, node: fx.Node) -> None:
+        """Keep the sketch of a node only where elements depend on no parameter."""
+        sketch = self.sketches.get(node)
+        if isinstance(sketch, Tensor) and not depends_on_none(sketch):
+            self.sketches[node] = _placeholder(sketch)
+
+    def _reach_as_number(self, reach: Tensor) -> Tensor:
+        """What a contraction's result reaches, as a gradient of its own: it lives where the true one is degenerate."""
+
+        def number(reach: Tensor) -> Tensor:
+            return uniform(reach.to(torch.int64), 8 + self.salt).masked_fill_(reach == NONE, 0.0)
+
+        return in_blocks(number, reach.shape, reach)
+
+    def _materialise(self, operand: fx.Node, leaves: dict[Any, Tensor]) -> Tensor:
         """Value of a parameter-only node from the made-up values of its placeholders."""
         known: dict[fx.Node, Any] = dict(leaves)
 
@@ -382,7 +408,7 @@ class Colouring:
             if node in known:
                 return known[node]
             if node in self.structure.constants:
-                return values[node]
+                return self.values[node]
             if node.op == "placeholder":  # joined with others and cut away again
                 known[node] = torch.zeros(node.meta["shape"], dtype=torch.float64)
             else:
@@ -391,30 +417,30 @@ class Colouring:
 
         return value(operand)
 
-    def _contract(self, node: fx.Node, geometry: Contraction, values: dict[fx.Node, Any]) -> Tensor:
+    def _contract(self, node: fx.Node, geometry: Contraction) -> Tensor:
         colours = self.families[self.place_of(node)].features
-        numbers = _uniform(colours, 1 + self.salt), _uniform(colours, 9 + self.salt)
-        back = _uniform(colours, 2 + self.salt)
+        numbers = uniform(colours, 1 + self.salt), uniform(colours, 9 + self.salt)
+        back = uniform(colours, 2 + self.salt)
         record = self.records.setdefault(node, {})
-        x = values[geometry.data]
+        record["recording"] = self.recording
+        x = self.values[geometry.data]
         if not x.is_floating_point():
             x = x.to(torch.float64)
         if not x.requires_grad:
             x = x + torch.zeros((), dtype=torch.float64, requires_grad=True)
         sums = geometry.data, node if geometry.convolution else geometry.data_first
         if sums not in self.totals:  # queries, keys and values are projections of the same data
-            bare = x.detach()
-            self.totals[sums] = tuple(geometry.reduce(f(bare)) / self.spread for f in (_smooth, _smooth_too))
+            self.totals[sums] = tuple(geometry.sums(x.detach(), f) / self.spread for f in (_smooth, _smooth_too))
         return _Contract.apply(x, self.totals[sums], geometry, numbers, back, record, self.spread)
 
-    def _look_up(self, node: fx.Node, role: Any, values: dict[fx.Node, Any]) -> Tensor:
+    def _look_up(self, node: fx.Node, role: Any) -> Tensor:
         family = self.families[self.place_of(node)]
-        index = values[role[1]] if isinstance(role[1], fx.Node) else role[1]
-        rows = _uniform(family.rows, 3 + self.salt)[index]
-        columns = _uniform(family.features, 4 + self.salt)
+        index = self.values[role[1]] if isinstance(role[1], fx.Node) else role[1]
+        rows = uniform(family.rows, 3 + self.salt)[index]
+        columns = uniform(family.features, 4 + self.salt)
         table_first = role[3]
-        other_rows = _uniform(family.rows, 13 + self.salt)[index]
-        other_columns = _uniform(family.features, 14 + self.salt)
+        other_rows = uniform(family.rows, 13 + self.salt)[index]
+        other_columns = uniform(family.features, 14 + self.salt)
         product = rows.unsqueeze(-1) * columns + other_rows.unsqueeze(-1) * other_columns
         result = (product if table_first else product.transpose(-1, -2)).requires_grad_()
         self.records[node] = {"anchor": result, "index": index}
@@ -427,7 +453,7 @@ class Colouring:
 
     def back_numbers(self, place: Place) -> Tensor:
         """The numbers that weigh a contraction's features on the way back, (distinct group, feature)."""
-        return _uniform(self.families[place].features, 2 + self.salt)
+        return uniform(self.families[place].features, 2 + self.salt)
 
     def unseen(self) -> dict[str, int]:
         """Parameters with elements that do not move the outputs, such as the bias of a key, and how many elements."""
@@ -443,48 +469,41 @@ class Colouring:
 
     # Sketches
 
-    def _sketch(self) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
-        structure = self.structure
-        sketches: dict[fx.Node, Any] = {}
+    def _sketch(self, node: fx.Node) -> Any:
+        """For every element, the deepest chain that leads to it."""
+        role = self.structure.role.get(node, ("plain",))
+        if role[0] == "contract":
+            geometry: Contraction = role[1]
+            deepest = self.records[node]["deepest"] = geometry.deepest_input(self._sketch_of(geometry.data))
+            colours = geometry.as_rows(self.families[self.place_of(node)].features)
+            return deepen(geometry.expand_sketch(deepest), colours, 5)
+        if role[0] == "look up":
+            record, family = self.records[node], self.families[self.place_of(node)]
+            both = mix(family.rows[record["index"]].unsqueeze(-1), family.features)
+            leaf = (both & HASH).to(torch.float64)
+            return leaf if role[3] else leaf.transpose(-1, -2)
+        if role[0] == "decorate":
+            return self._sketch_of(role[1]).expand(self.values[node].shape)
+        return forward_dependence(node, self._sketch_of, self._value_or_shape)
 
-        def sketch(node: fx.Node) -> Any:
-            return sketches[node] if node in sketches else torch.zeros(self.shape_of(node), dtype=torch.float64)
-
-        def value(node: fx.Node) -> Any:
-            return self.values[node] if node in self.values else torch.empty(node.meta["shape"], dtype=torch.float64)
-
-        with torch.no_grad():
-            for node in structure.nodes:
-                if node in structure.pure:
-                    continue
-                role = structure.role.get(node, ("plain",))
-                if role[0] == "contract":
-                    geometry: Contraction = role[1]
-                    deepest = geometry.deepest_input(sketch(geometry.data))
-                    colours = geometry.as_rows(self.families[self.place_of(node)].features)
-                    sketches[node] = deepen(geometry.expand_sketch(deepest), colours, 5)
-                elif role[0] == "look up":
-                    record, family = self.records[node], self.families[self.place_of(node)]
-                    both = mix(family.rows[record["index"]].unsqueeze(-1), family.features)
-                    leaf = (both & _MASK).to(torch.float64)
-                    sketches[node] = leaf if role[3] else leaf.transpose(-1, -2)
-                elif role[0] == "decorate":
-                    sketches[node] = sketch(role[1]).expand(self.values[node].shape)
-                else:
-                    for operand in structure.pure & set(tensor_arguments(node)):
-                        sketches[operand] = torch.ones(operand.meta["shape"], dtype=torch.float64)
-                    sketches[node] = forward_dependence(node, sketch, value)
-            reaches = self._reach(value, sketch)
-        return sketches, reaches
+    def _sketch_of(self, node: fx.Node) -> Any:
+        if node in self.sketches:
+            return self.sketches[node]
+        by_itself = float(node in self.structure.pure)  # a parameter depends on itself
+        return torch.full((), by_itself, dtype=torch.float64).expand(self.shape_of(node))
 
     def shape_of(self, node: fx.Node) -> tuple[int, ...]:
         value = self.values.get(node)
         return tuple(value.shape) if isinstance(value, Tensor) else tuple(node.meta.get("shape", ()))
 
-    def _reach(self, value: Any, sketch_of: Any) -> dict[fx.Node, Any]:
-        """For every node, per element, the deepest chain that leads from it to an output."""
+    @torch.no_grad()
+    def _reach(self) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
+        """The exact streams: the deepest chains that lead to and from each element, and what rows of tables reach."""
         structure = self.structure
-        reach: dict[Any, Any] = {}
+        reach: dict[fx.Node, Any] = {}
+        exact = {p: torch.zeros(f.features.shape, dtype=torch.int64) for p, f in self.families.items()}
+        rows = {p: torch.zeros_like(f.rows) for p, f in self.families.items() if f.rows is not None}
+        decorations: dict[Place, tuple[Tensor, Tensor]] = {}
 
         def add(node: fx.Node, sketch: Tensor, item: int | None = None) -> None:
             if node in structure.constants:
@@ -497,33 +516,75 @@ class Colouring:
 
         for position, (node, seed) in enumerate(zip(structure.capture.outputs, self.seeds, strict=True)):
             bits = (seed * 2**40).to(torch.int64)
-            add(node, (mix(bits, position) & _MASK).to(torch.float64))
+            add(node, (mix(bits, position) & HASH).to(torch.float64))
         for node in reversed(structure.nodes):
             if node in structure.pure or node not in reach:
                 continue
             role = structure.role.get(node, ("plain",))
-            here = reach[node]
+            here = reach.pop(node)
             if role[0] == "contract":
-                geometry: Contraction = role[1]
-                colours = geometry.as_rows(self.families[self.place_of(node)].features)
-                deep = deepen(here, colours, 6)
-                deep = torch.where(here == NONE, NONE, deep)
-                add(geometry.data, geometry.spread_sketch(geometry.deepest_output(deep), value(geometry.data)))
+                place, geometry = self.place_of(node), role[1]
+                colours = geometry.as_rows(self.families[place].features)
+                deep = deepen(here, colours, 6).masked_fill_(here == NONE, NONE)
+                deepest = geometry.deepest_output(deep)
+                add(geometry.data, geometry.spread_sketch(deepest, self._value_or_shape(geometry.data)))
+                exact[place] = torch.maximum(exact[place], self._exact_of_features(node, here))
+                self.records[node]["reach number"] = functools.partial(self._reach_as_number, here)
+            elif role[0] == "look up":
+                place = self.place_of(node)
+                found = self._exact_of_table(node, role[3], here)
+                exact[place], rows[place] = (
+                    torch.maximum(a[place], b) for a, b in zip((exact, rows), found, strict=True)
+                )
             elif role[0] == "decorate":
                 add(role[1], _largest_to(here, self.shape_of(role[1])))
-            elif role[0] == "plain":
-                if node.target is operator.getitem:
-                    add(args_of(node)[0], here, args_of(node)[1])
-                    continue
-                wanted = [a for a in tensor_arguments(node) if a not in structure.constants]
-                wanted = list(dict.fromkeys(wanted))
-                found = backward_dependence(node, here, self._value_or_operand(node), wanted, sketch_of)
+                for place in structure.places_at[node]:
+                    found = self._around_decoration(place, node, role[1], here)
+                    before = decorations.get(place, found)
+                    decorations[place] = torch.maximum(before[0], found[0]), torch.maximum(before[1], found[1])
+            elif node.target is operator.getitem:
+                add(args_of(node)[0], here, args_of(node)[1])
+            else:
+                wanted = [a for a in dict.fromkeys(tensor_arguments(node)) if a not in structure.constants]
+                found = backward_dependence(node, here, self._value_or_operand(node), wanted, self._sketch_of)
                 for argument, sketch in zip(wanted, found, strict=True):
-                    if argument in structure.pure:
-                        reach[node, argument] = sketch
-                    else:
+                    if argument not in structure.pure:
                         add(argument, sketch)
-        return reach
+                    for place in structure.places_at.get(node, ()):
+                        if place.operand is argument:
+                            found_here = self._reach_of_source(place, sketch).to(torch.int64)
+                            exact[place] = torch.maximum(exact[place], found_here)
+        for place, (below, reached) in decorations.items():
+            # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
+            exact[place] = torch.where(reached == int(NONE), 0, mix(below, reached) & HASH)
+        return exact, rows
+
+    def _exact_of_features(self, node: fx.Node, reach: Tensor) -> Tensor:
+        geometry: Contraction = self.structure.role[node][1]
+        deepest = geometry.expand_sketch(self.records[node]["deepest"])
+
+        def joint(deepest: Tensor, reach: Tensor) -> Tensor:
+            found = mix(deepest.to(torch.int64), reach.to(torch.int64)).bitwise_and_(HASH)
+            return found.masked_fill_(reach == NONE, int(NONE))
+
+        return geometry.per_feature_max(in_blocks(joint, reach.shape, deepest, reach)).to(torch.int64)
+
+    def _exact_of_table(self, node: fx.Node, table_first: bool, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """For the columns of a table, and for its rows."""
+        reach = reach if table_first else reach.transpose(-1, -2)
+        reach = reach.reshape(-1, reach.shape[-1])
+        by_row = torch.zeros(self.families[self.place_of(node)].rows.shape[0], dtype=torch.float64)
+        by_row.scatter_reduce_(0, self.records[node]["index"].reshape(-1), reach.amax(-1), "amax")
+        return reach.amax(0).to(torch.int64), by_row.to(torch.int64)
+
+    def _around_decoration(self, place: Place, node: fx.Node, data: fx.Node, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """The deepest chains that lead to and from what the elements of a decoration meet."""
+        below = self._sketch_of(data).expand(reach.shape)
+        if bool((reach == NONE).any()):
+            below = below.masked_fill(reach == NONE, NONE)
+        shape = tuple(self.operands[node, place.operand].shape)
+        below, reach = (self._reach_of_source(place, _largest_to(x, shape)).to(torch.int64) for x in (below, reach))
+        return below, reach
 
     def _value_or_operand(self, node: fx.Node) -> Any:
         def value(argument: fx.Node) -> Any:
@@ -560,85 +621,39 @@ class Colouring:
 
     # Streams per place
 
-    def _contract_streams(self, place: Place, sketches: Any, reaches: Any) -> Streams:
-        parts = [self._contract_sums(node, sketches, reaches) for node in place.nodes]
-        exact, numbers = _largest(e for e, _ in parts), _total(n for _, n in parts)
-        return Streams(exact.to(torch.int64), torch.asinh(numbers))
+    def _contract_numbers(self, place: Place) -> Tensor:
+        total = torch.zeros(*self.families[place].features.shape, SIGNATURE, dtype=torch.float64)
+        for node in place.nodes:
+            record = self.records[node]
+            if "numbers" in record:
+                total += record["numbers"]
+            else:  # no output feels it
+                record.pop("reach number", None)
+                record["gradient"] = torch.zeros(self.shape_of(node), dtype=torch.float64)
+        return total.asinh_()
 
-    def _contract_sums(self, node: fx.Node, sketches: Any, reaches: Any) -> tuple[Tensor, Tensor]:
-        geometry: Contraction = self.structure.role[node][1]
-        record = self.records[node]
-        y = self.values[node]
-        gradient = record.get("gradient", torch.zeros(y.shape, dtype=torch.float64)).detach()
-        total = record["total"].detach()
-        numbers = []
-        for m in range(SIGNATURE):
-            weight = geometry.expand_sketch(torch.cos((0.9 + 0.8 * m) * total + 0.5 * m))
-            numbers.append(geometry.per_feature(gradient * weight))
-        reach = reaches.get(node)
-        reach = torch.zeros(y.shape, dtype=torch.float64) if reach is None else reach
-        joint = mix(sketches[node].to(torch.int64), reach.to(torch.int64))
-        exact = geometry.per_feature_max(torch.where(reach == NONE, NONE, (joint & _MASK).to(torch.float64)))
-        return exact, torch.stack(numbers, -1)
-
-    def _look_up_streams(self, place: Place, reaches: Any) -> Streams:
+    def _look_up_numbers(self, place: Place, row_exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of the columns of a table, and those of its rows beside what is known of them exactly."""
         family = self.families[place]
-        looked_up = [self._rows_looked_up(node, reaches) for node in place.nodes]
-        index, reach, gradient = (torch.cat(parts) for parts in zip(*looked_up, strict=True))
         # Summed per row first: looking a row up once for all examples or once for each is the same.
-        by_row = torch.zeros(family.rows.shape[0], gradient.shape[-1], dtype=torch.float64)
-        by_row = torch.asinh(by_row.index_add_(0, index, gradient))
-        rows = _uniform(family.rows, 3 + self.salt).unsqueeze(-1)
+        by_row = torch.zeros(len(family.rows), len(family.features), dtype=torch.float64)
+        for node in place.nodes:
+            gradient = self._anchor_gradient(node)
+            if not self.structure.role[node][3]:
+                gradient = gradient.transpose(-1, -2)
+            by_row.index_add_(0, self.records[node]["index"].reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+        by_row.asinh_()
+        rows = uniform(family.rows, 3 + self.salt).unsqueeze(-1)
         numbers = [torch.asinh((by_row * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
-        back = [_uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]
+        back = [uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]
         row_numbers = torch.stack([(by_row * b).sum(-1) / 8 for b in back], -1)
-        row_exact = torch.zeros(family.rows.shape[0], dtype=torch.float64)
-        row_exact.scatter_reduce_(0, index, reach.amax(-1), "amax")
-        exact = reach.amax(0)
-        return Streams(
-            exact.to(torch.int64), torch.stack(numbers, -1), row_exact.to(torch.int64), torch.asinh(row_numbers)
-        )
-
-    def _rows_looked_up(self, node: fx.Node, reaches: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a table in the order in which they are looked up, what each element reaches, and its gradient."""
-        gradient = self._anchor_gradient(node)
-        reach = reaches.get(node)
-        reach = torch.zeros(gradient.shape, dtype=torch.float64) if reach is None else reach
-        if not self.structure.role[node][3]:
-            gradient, reach = gradient.transpose(-1, -2), reach.transpose(-1, -2)
-        width = reach.shape[-1]
-        return self.records[node]["index"].reshape(-1), reach.reshape(-1, width), gradient.reshape(-1, width)
+        return torch.stack(numbers, -1), torch.asinh(row_numbers), row_exact
 
     def _anchor_gradient(self, node: fx.Node) -> Tensor:
         anchor = self.records[node]["anchor"]
         return torch.zeros_like(anchor) if anchor.grad is None else anchor.grad
 
-    def _element_streams(self, place: Place, leaf: Tensor, sketches: Any, reaches: Any) -> Streams:
-        gradient = torch.asinh(self.gradients[place].detach()).unsqueeze(-1)
-        found = [self._reached_elements(place, node, leaf, sketches, reaches) for node in place.nodes]
-        here = _largest(h for h, _ in found).to(torch.int64)
-        if self.structure.role[place.node][0] != "decorate":
-            return Streams(here, gradient)
-        # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
-        below = _largest(b for _, b in found).to(torch.int64)
-        return Streams(torch.where(here == int(NONE), 0, mix(below, here) & _MASK), gradient)
-
-    def _reached_elements(
-        self, place: Place, node: fx.Node, leaf: Tensor, sketches: Any, reaches: Any
-    ) -> tuple[Tensor, Tensor]:
-        """What the elements of a place's parameter reach through one of its nodes, and what they meet there if they decorate it."""
-        role = self.structure.role[node]
-        shape = tuple(self.operands[node, place.operand].shape)
-        if role[0] != "decorate":
-            reach = reaches.get((node, place.operand), torch.zeros(shape, dtype=torch.float64))
-            return self._reach_of_source(place, reach, leaf), reach
-        here = reaches.get(node, torch.zeros(self.shape_of(node), dtype=torch.float64))
-        below = sketches.get(role[1], torch.zeros(self.shape_of(role[1]), dtype=torch.float64)).expand(here.shape)
-        below = torch.where(here == NONE, NONE, below)
-        here, below = (self._reach_of_source(place, _largest_to(x, shape), leaf) for x in (here, below))
-        return here, below
-
-    def _reach_of_source(self, place: Place, operand_reach: Tensor, leaf: Tensor) -> Tensor:
+    def _reach_of_source(self, place: Place, operand_reach: Tensor) -> Tensor:
         """Carry what the operand reaches back to the elements of one placeholder."""
         if place.operand is place.source:
             return operand_reach
@@ -660,7 +675,7 @@ class Colouring:
             ):
                 reach[argument] = sketch if argument not in reach else torch.maximum(reach[argument], sketch)
         found = reach.get(place.source)
-        return torch.zeros(leaf.shape, dtype=torch.float64) if found is None else found
+        return torch.zeros(place.source.meta["shape"], dtype=torch.float64) if found is None else found
 
     def _value_or_shape(self, node: fx.Node) -> Tensor:
         return self.values[node] if node in self.values else torch.empty(node.meta["shape"], dtype=torch.float64)
@@ -676,12 +691,9 @@ class Colouring:
         return found
 
 
-def _largest(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.maximum, parts)
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)
+def _placeholder(x: Tensor) -> Tensor:
+    """A tensor of ones of the same shape that takes no memory."""
+    return torch.ones((), dtype=x.dtype).expand(x.shape)
 
 
 def _both(a: Tensor, b: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Contractions of data with a parameter, matrix products and convolutions alike: how data, operand and result are laid out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from pyrosys.adapters.hashing import in_blocks
 from pyrosys.adapters.layout import blocks, elements_of
 from pyrosys.adapters.nodes import args_of
 from pyrosys.errors import CaptureError
@@ -77,19 +79,28 @@ class Contraction:
         ones = torch.ones(self.groups, channels, *self.kernel, dtype=x.dtype)
         return aten.convolution.default(x, ones, None, *args_of(self.node)[3:8], self.groups)
 
-    def expand(self, total: Tensor, numbers: Tensor) -> Tensor:
-        """Result rows from the sums and one number per feature."""
-        if self.convolution and self.groups > 1:
-            total = total.repeat_interleave(self.features, 1)
-        return total * self.as_rows(numbers)
+    def sums(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`reduce` of a pointwise function of the data."""
+        if self.convolution:
+            return self.reduce(function(x))
+        axis = x.dim() - (1 if self.data_first else 2)
+        shape = tuple(1 if d == axis else size for d, size in enumerate(x.shape))
+        return in_blocks(lambda part: self.reduce(function(part)), shape, x)
+
+    def expand(self, totals: tuple[Tensor, Tensor], numbers: tuple[Tensor, Tensor]) -> Tensor:
+        """Result rows from two sums, each with one number per feature."""
+        total, other = (self.expand_sketch(t) for t in totals)
+        return (total * self.as_rows(numbers[0])).addcmul_(other, self.as_rows(numbers[1]))
 
     def project(self, gradient: Tensor, numbers: Tensor) -> Tensor:
         """Sum over features of gradient times a number per feature, in the shape of `reduce`'s result."""
-        weighted = gradient * self.as_rows(numbers)
-        if not self.convolution:
-            return weighted.sum(-1 if self.data_first else -2, keepdim=True)
-        n, _, *rest = weighted.shape
-        return weighted.reshape(n, self.groups, self.features, *rest).sum(2)
+        if self.convolution:
+            weighted = gradient * self.as_rows(numbers)
+            n, _, *rest = weighted.shape
+            return weighted.reshape(n, self.groups, self.features, *rest).sum(2)
+        found = torch.bmm(self.result_grid(gradient), numbers[self.group_index].unsqueeze(-1))
+        found = found if self.data_first else found.transpose(-1, -2)
+        return found if gradient.dim() == 3 else found.squeeze(0)
 
     def spread(self, total: Tensor, x: Tensor) -> Tensor:
         """The transpose of `reduce`."""
@@ -99,10 +110,20 @@ class Contraction:
             z = torch.zeros(x.shape, dtype=x.dtype, requires_grad=True)
             return torch.autograd.grad(self.reduce(z), z, total)[0]
 
-    def per_feature(self, x: Tensor) -> Tensor:
-        """Sum of a result-shaped tensor over everything but features: (distinct group, feature)."""
-        by_group = self.result_grid(x).sum(1)
-        return torch.zeros(self.distinct_groups, self.features, dtype=x.dtype).index_add_(0, self.group_index, by_group)
+    def per_feature(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        """Sums of a result-shaped tensor over everything but features, (distinct group, feature, weight).
+
+        Args:
+            x: the tensor.
+            weights: what the rows of `x` are weighted by, each of the shape of `reduce`'s result.
+        """
+        if self.convolution:
+            rows = torch.stack([w.transpose(0, 1).reshape(self.groups, -1) for w in weights], 1)
+        else:
+            rows = torch.cat([self.result_grid(w) for w in weights], -1).mT
+        by_group = torch.bmm(rows, self.result_grid(x)).mT
+        found = torch.zeros(self.distinct_groups, self.features, len(weights), dtype=x.dtype)
+        return found.index_add_(0, self.group_index, by_group)
 
     def per_feature_max(self, x: Tensor) -> Tensor:
         """Largest element of a result-shaped tensor per (distinct group, feature)."""

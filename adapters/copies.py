@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from pyrosys.adapters.capture import Capture
-from pyrosys.adapters.colour import DEAD, Colouring, Family, mix
+from pyrosys.adapters.colour import DEAD, Colouring, Family
+from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.share import replaced
 from pyrosys.adapters.structure import Place, Structure
 

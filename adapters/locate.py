@@ -111,8 +111,10 @@ def difference_under_colours(sides: tuple[Colouring, Colouring]) -> Parting | No
     """The first contraction whose inputs differ when both models run on equal made-up parameters, if any do.
 
     Args:
-        sides: both models under colours that come from structure alone, just run.
+        sides: both models under colours that come from structure alone.
     """
+    for side in sides:
+        side.run(keep=True)
     by_colour = {
         int(colour): place
         for place, family in reversed(sides[0].families.items())

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -21,7 +22,15 @@ from torch.fx.node import map_arg
 from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
 from pyrosys.adapters.precision import widest
 
-__all__ = ["NONE", "backward_dependence", "forward_dependence", "is_layout", "is_pointwise", "tensor_arguments"]
+__all__ = [
+    "NONE",
+    "backward_dependence",
+    "depends_on_none",
+    "forward_dependence",
+    "is_layout",
+    "is_pointwise",
+    "tensor_arguments",
+]
 
 aten = torch.ops.aten
 NONE = 0.0
@@ -234,10 +243,7 @@ def forward_dependence(node: fx.Node, sketch: Callable[[fx.Node], Any], value: C
     elif name in ("mul", "masked_fill", "where", "add"):
         outputs = [_masked(node, inputs, sketches, value, shapes[0])]
     elif is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
-        total = sketches[0]
-        for other in sketches[1:]:
-            total = torch.maximum(total, other)
-        outputs = [total.expand(shapes[0])]
+        outputs = [_largest_of(sketches).expand(shapes[0])]
     elif name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d", "_adaptive_avg_pool2d", "avg_pool1d"):
         outputs = _pooled(node, sketches[0], shapes)
     elif name in ("index_add", "scatter_add", "scatter_reduce"):
@@ -255,8 +261,33 @@ _SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
 
 def _silent(value: Tensor, sketch: Tensor) -> Tensor | None:
     """Where a tensor is zero and depends on nothing: a mask's zeros. None if nowhere."""
+    if not depends_on_none(sketch):
+        return None
     silent = (value == 0) & (sketch == NONE)
     return silent if bool(silent.any()) else None
+
+
+def depends_on_none(sketch: Tensor) -> bool:
+    """Whether any element depends on no parameter."""
+    if _constant(sketch):
+        sketch = sketch[(0,) * sketch.dim()]
+    return bool(sketch.numel()) and bool(sketch.amin() == NONE)
+
+
+def _largest_of(sketches: list[Tensor]) -> Tensor:
+    """The largest of several sketches that broadcast together."""
+    total, *others = sketches
+    for other in others:
+        if _constant(other) and depends_on_none(other):
+            total = total.expand(np.broadcast_shapes(total.shape, other.shape))  # torch's own is slow
+        else:
+            total = torch.maximum(total, other)
+    return total
+
+
+def _constant(sketch: Tensor) -> bool:
+    """Whether it is known without looking that all elements are one number."""
+    return bool(sketch.numel()) and not any(sketch.stride())
 
 
 def _masked(
@@ -267,10 +298,7 @@ def _masked(
     shape: tuple[int, ...],
 ) -> Tensor:
     """Pointwise operations with which models mask: what a zero, a fill or an infinity covers has no influence."""
-    total = sketches[0]
-    for other in sketches[1:]:
-        total = torch.maximum(total, other)
-    total = total.expand(shape).clone()
+    total = _largest_of(sketches).expand(shape)
     for operand, covered in _covers(node, inputs, dict(zip(inputs, sketches, strict=True)).__getitem__, value):
         del operand
         total = torch.where(covered, NONE, total)
@@ -297,9 +325,10 @@ def _covers(
                 covers.append((a, silent))
     elif name == "add":
         for a in inputs:
-            infinite = torch.isinf(value(a)) & (sketch(a) == NONE) if value(a).is_floating_point() else None
-            if infinite is not None and bool(infinite.any()):
-                covers.append((a, infinite))
+            if value(a).is_floating_point() and depends_on_none(sketch(a)):
+                infinite = torch.isinf(value(a)) & (sketch(a) == NONE)
+                if bool(infinite.any()):
+                    covers.append((a, infinite))
     return covers
 
 

@@ -11,12 +11,14 @@ against is found out by others.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams, mix
+from pyrosys.adapters.colour import DEAD, SIGNATURE, Colouring, Family, Streams
+from pyrosys.adapters.hashing import mix
 from pyrosys.adapters.sides import on_both
 from pyrosys.adapters.structure import Place
 
@@ -89,6 +91,7 @@ class _Refiner:
         self.noise = 0.0
         self.refused = False
         self.ran_under = [side.families for side in sides]
+        self.recorded = False  # whether the last round kept what contractions received
         self.fresh = False  # whether the colours of the last round tell no more than those that it ran under
         self.hope = _REWARD * 4  # spent by choices that split the models apart, earned by those that do not
 
@@ -113,11 +116,19 @@ class _Refiner:
             if self.count == before or not self.equal_colours():
                 return
 
-    def round(self) -> None:
+    def round(self, *, sketch: bool = True) -> None:
+        """Run both models, and give elements that show the same one colour.
+
+        Args:
+            sketch: whether to follow sketches again, or count on those of the round before.
+        """
+        self.recorded = (
+            self.rounds > 0
+        )  # the first round is never the last: what contractions receive is not yet asked for
         self.ran_under = [side.families for side in self.sides]
         for side in self.sides:
             side.vary(self.rounds)
-        streams = on_both(Colouring.run, self.sides)
+        streams = on_both(functools.partial(Colouring.run, sketch=sketch, record=self.recorded), self.sides)
         self.rounds += 1
         pieces = [_pieces(side, found) for side, found in zip(self.sides, streams, strict=True)]
         colour, exact, numbers = (
@@ -152,7 +163,9 @@ class _Refiner:
 
     def rest(self) -> None:
         """Leave both models as they ran under colours that tell everything apart."""
-        if self.fresh:  # the last round told no features apart: the colours that they ran under are as good
+        if (
+            self.fresh and self.recorded
+        ):  # the last round told no features apart: the colours that they ran under are as good
             for side, before in zip(self.sides, self.ran_under, strict=True):
                 side.families = {
                     place: Family(before[place].features, now.rows) if place.kind in _FEATURES else now
@@ -171,7 +184,7 @@ class _Refiner:
         before, count = self.save(), self.count
         for kinds in (_FEATURES, {"elements"}):
             self._order(self._orderable(kinds), kinds)
-        self.round()
+        self.round(sketch=False)
         if self.agree() and self.noise < _FINEST and not self._orderable() and not self._undecided():
             return True
         self.load(before)

@@ -227,7 +227,7 @@ class _Survey:
         """Run on made-up parameters in which all features are alike, so that values are functions of the structure only."""
         seeds = [torch.zeros(o.meta["shape"], dtype=torch.float64) for o in self.structure.capture.outputs]
         colouring = Colouring(self.structure, seeds, spread=spread)
-        colouring.run()
+        colouring.run(keep=True)
         values = [c.node for c in self.values if c.node is not None]
         self.numbers = {n: torch.sort(colouring.values[n].detach().reshape(-1)).values for n in values}
 
