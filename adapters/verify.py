@@ -282,7 +282,7 @@ def certify(
     own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
     rounds, left, right = _ROUNDS, source, target
     recorded = _Recorded(source, structures[0]), _Recorded(target, structures[1])
-    routed = structures[0].capture.routed
+    routed = any(structure.capture.routed for structure in structures)
     if sum(t.numel() for t in state.values()) > _LARGE:
         if routed:
             raise CaptureError(
