@@ -31,7 +31,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
-from pyrosys.adapters.nodes import leaves, map_leaves
+from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
 from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
 from pyrosys.adapters.zeros import drop_products_of_zero
@@ -735,7 +735,52 @@ def _settled(
     buffers = dict(model.named_buffers())
     found = captured.buffers if frozen else _derived_buffers(captured)
     derived = frozenset(n for n in found if not buffers[n].is_meta)
-    return _with_or_without_numbers(model, inputs, output, derived, routed, in_float64) if derived else captured
+    if not derived:
+        return captured
+    if captured.symbolic:  # no number was looked at, so that it would run the same with those of the buffers
+        values = {name: buffers[name].detach() for name in derived}
+        if in_float64:
+            values = {name: buffer.to(torch.float64) for name, buffer in values.items()}
+        folded = _folded(captured, values, in_float64)
+        if folded is not None:
+            return folded
+    return _with_or_without_numbers(model, inputs, output, derived, routed, in_float64)
+
+
+def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -> Capture | None:
+    """The capture with some buffers as constants: what depends on nothing else is a constant too. None if no output is left."""
+    graph = fx.Graph()
+    recorder = _Recorder(graph, torch.device("cpu"), True, captured.routed, in_float64)
+    known: dict[fx.Node, Any] = {}
+    copied: dict[fx.Node, fx.Node] = {}
+
+    def argument(node: fx.Node) -> fx.Node:
+        return copied[node] if node in copied else recorder.constant(known[node])
+
+    with recorder:
+        for node in captured.graph.nodes:
+            recorder.scope[:] = [node.meta.get("scope", "")]
+            inputs = node.all_input_nodes
+            if node.op == "placeholder" and node.meta["parameter"] in values:
+                known[node] = values[node.meta["parameter"]]
+            elif node.op == "get_attr":
+                known[node] = node.meta["constant"]
+                if node.meta["data"]:
+                    recorder.mark_data(known[node])
+            elif node.op == "call_function" and inputs and all(a in known for a in inputs):
+                args, kwargs = map_leaves(
+                    lambda a: known[a] if isinstance(a, fx.Node) else a, (list(args_of(node)), dict(node.kwargs))
+                )
+                known[node] = target_of(node)(*args, **kwargs)
+            elif node.op != "output":
+                copied[node] = graph.node_copy(node, argument)
+    outputs = [copied[o] for o in captured.outputs if o in copied]
+    if not outputs:
+        return None
+    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
+    graph.output(tuple(outputs))
+    graph.eliminate_dead_code()
+    return dataclasses.replace(captured, graph=graph, outputs=outputs, derived=frozenset(values))
 
 
 def _with_or_without_numbers(

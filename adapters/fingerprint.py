@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from pyrosys.adapters.capture import Capture, OutputSelector, as_inputs, capture
 from pyrosys.adapters.contraction import Contraction
+from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.operations import tensor_arguments
 from pyrosys.adapters.structure import Place, Structure
 from pyrosys.errors import InputError
@@ -45,6 +46,7 @@ class Fingerprint:
         return self.whole
 
 
+@seldom_collected()
 def fingerprint(model: nn.Module, inputs: Any = None, *, output: OutputSelector | None = None) -> Fingerprint:
     """Fingerprint a model and all its submodules; its parameters may be on meta.
 

@@ -27,10 +27,10 @@ def mix(*parts: Any) -> Tensor:
     for part in parts:
         x = np.asarray(part, dtype=np.int64).view(np.uint64)
         np.multiply(total, _MULTIPLIER, out=total)
-        if np.broadcast_shapes(total.shape, x.shape) == total.shape:
+        if x.shape in ((), total.shape):
             np.add(total, x, out=total)
         else:
-            total = np.asarray(np.add(total, x, order="C"))
+            total = np.asarray(np.add(total, x, order="C"))  # it may broadcast
         flat = total.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
             _finalise(flat[start : start + _BLOCK])

@@ -14,6 +14,7 @@ from pyrosys.adapters.assemble import Assembly, assemble
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import Colouring, spread_for
 from pyrosys.adapters.copies import Copies, find_copies, take_for_one, unseen
+from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.locate import (
     Mismatch,
     Parting,
@@ -90,6 +91,7 @@ def match(
     return match_wholes(left, right, inputs, target_inputs, part=part, tolerance=tolerance)
 
 
+@seldom_collected()
 def match_wholes(
     source: Whole, target: Whole, inputs: Any, target_inputs: Any, *, part: bool, tolerance: float | None
 ) -> Plan:
