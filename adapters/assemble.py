@@ -52,6 +52,7 @@ class Assembly:
         names: the name of each of these, by what computes it.
         wanted: nodes that the target computes from parameters, by the name that pieces give them.
         solved: target tensors that follow from others of the target's.
+        silent: pieces for what does not matter in one place; they count where no other place says anything.
     """
 
     pieces: list[Piece] = dataclasses.field(default_factory=list)
@@ -68,6 +69,7 @@ class Assembly:
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     wanted: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
     solved: dict[str, Program] = dataclasses.field(default_factory=dict)
+    silent: list[Piece] = dataclasses.field(default_factory=list)
 
 
 Extra = Callable[[int], list[tuple[Colouring, Colouring]]]
@@ -97,8 +99,21 @@ def assemble(source: Colouring, target: Colouring, extra: Extra) -> Assembly:
                 f"{int((~taken).sum())} input features of {_name(place)} are zero on every probe and have no place in the target; "
                 "on inputs on which they are not, the two models differ"
             )
+    _add_silent(found)
     _solve(found)
     return found
+
+
+def _add_silent(found: Assembly) -> None:
+    """Take pieces for what does not matter in one place, as far as nothing else sets the same elements."""
+    for piece in found.silent:
+        numbers = piece.numbers("target").reshape(-1)
+        others = [p.numbers("target").reshape(-1) for p in found.pieces if p.target == piece.target and p != piece]
+        free = numbers[~torch.isin(numbers, torch.cat(others))] if others else numbers
+        if len(free) == len(numbers):
+            found.pieces.append(piece)
+        elif len(free):
+            found.pieces.append(_constant_piece(piece.target, 0, [free], piece.shift, spare=True))
 
 
 def _solve(found: Assembly) -> None:
@@ -189,8 +204,7 @@ def _contraction(
             continue
         mine_k, theirs_k, ambiguous = links
         if len(ambiguous):
-            varying = geometry.data_grid(target.varies(geometry.data)) != 0
-            varies = (varying & _rows_that_matter(target, place)).any(1).any(0)[ambiguous]
+            varies = _varying_columns(target, place)[ambiguous]
             copied = _copied(
                 (target, source), (place, other_place), (mine_k, theirs_k), (mine, theirs), ambiguous[varies]
             )
@@ -248,7 +262,8 @@ def _copied(
         undecided: positions of the target.
     """
     data = (side.structure.role[place.node][1].data for side, place in zip(sides, places, strict=True))
-    if not len(undecided) or not all(map(Repeats.are_known, data)):
+    looped = any(place.again for place in places)
+    if looped or not len(undecided) or not all(map(Repeats.are_known, data)):
         return None
     at = torch.nonzero(torch.isin(links[0], undecided)).reshape(-1)
     at = at[torch.argsort(links[0][at])]
@@ -274,7 +289,7 @@ def _repeats(side: Colouring, place: Place, features: Tensor) -> Tensor:
     geometry: Contraction = side.structure.role[place.node][1]
     side.run(sketch=False, keep=True)
     numbers = geometry.data_grid(Repeats(side).numbers(geometry.data))
-    numbers = torch.where(_rows_that_matter(side, place), numbers, 0.0)[_groups_of(geometry, features)]
+    numbers = torch.where(_rows_that_matter(side, place.node), numbers, 0.0)[_groups_of(geometry, features)]
     return torch.unique(numbers.reshape(-1, numbers.shape[-1]), dim=1, return_inverse=True)[1]
 
 
@@ -295,7 +310,7 @@ def _carry_chain(
     """The source's contraction as the target is to have it, when the gains and biases behind the two are told apart."""
     other: Contraction = source.structure.role[other_place.node][1]
     my_chain, their_chain = chain_behind(target.structure, place), chain_behind(source.structure, other_place)
-    if len(mine) != my_chain.width or len(theirs) != their_chain.width:
+    if place.again or other_place.again or len(mine) != my_chain.width or len(theirs) != their_chain.width:
         return other
     carried = transfer(their_chain, my_chain)
     if carried is None:
@@ -323,7 +338,7 @@ def _silence(geometry: Contraction, dead: Tensor, contracted: int, found: Assemb
                 continue
             lines = [block.contracted, block.features[block_j]]
             offset = block.offset + _group_offset(geometry, block, group)
-            found.pieces.append(_constant_piece(name, offset, lines, 0.0, spare=True))
+            found.silent.append(_constant_piece(name, offset, lines, 0.0, spare=True))
 
 
 def _constant_piece(name: str, offset: int, lines: list[Tensor], value: float, *, spare: bool = False) -> Piece:
@@ -489,32 +504,52 @@ def _groups_of(geometry: Contraction, features: Tensor) -> Tensor:
 
 def _column_origins(side: Colouring, place: Place, features: Tensor) -> Tensor:
     """The deepest chain that leads to each contracted position, as some features meet it."""
-    geometry: Contraction = side.structure.role[place.node][1]
-    sketch = side.sketches.get(geometry.data)
-    if sketch is None:
-        sketch = torch.zeros(geometry.data.meta["shape"], dtype=torch.float64)
-    return geometry.data_grid(sketch)[_groups_of(geometry, features)].amax((0, 1))
+    found = []
+    for node in place.nodes:
+        geometry: Contraction = side.structure.role[node][1]
+        sketch = side.sketches.get(geometry.data)
+        if sketch is None:
+            sketch = torch.zeros(geometry.data.meta["shape"], dtype=torch.float64)
+        found.append(geometry.data_grid(sketch)[_groups_of(geometry, features)].amax((0, 1)))
+    return torch.stack(found).amax(0)
 
 
 def _silent_columns(side: Colouring, place: Place, features: Tensor) -> Tensor:
     """1 for each contracted position at which some features meet zeros only, where it matters."""
-    geometry: Contraction = side.structure.role[place.node][1]
-    silent = geometry.data_grid(side.records[place.node]["data"].detach()) == 0
-    silent = silent | ~_rows_that_matter(side, place)
-    return silent[_groups_of(geometry, features)].all(1).all(0).to(torch.float64)
+    found = []
+    for node in place.nodes:
+        geometry: Contraction = side.structure.role[node][1]
+        silent = geometry.data_grid(side.records[node]["data"].detach()) == 0
+        silent = silent | ~_rows_that_matter(side, node)
+        found.append(silent[_groups_of(geometry, features)].all(1).all(0))
+    return torch.stack(found).all(0).to(torch.float64)
 
 
-def _rows_that_matter(side: Colouring, place: Place) -> Tensor:
+def _varying_columns(side: Colouring, place: Place) -> Tensor:
+    """Which contracted positions meet what can change, where it matters."""
+    found = []
+    for node in place.nodes:
+        geometry: Contraction = side.structure.role[node][1]
+        varying = geometry.data_grid(side.varies(geometry.data)) != 0
+        found.append((varying & _rows_that_matter(side, node)).any(1).any(0))
+    return torch.stack(found).any(0)
+
+
+def _rows_that_matter(side: Colouring, node: fx.Node) -> Tensor:
     """Rows of a contraction's data that an output depends on, (group, position, 1)."""
-    geometry: Contraction = side.structure.role[place.node][1]
-    gradient = geometry.result_grid(side.records[place.node]["gradient"].detach())
+    geometry: Contraction = side.structure.role[node][1]
+    gradient = geometry.result_grid(side.records[node]["gradient"].detach())
     return (gradient != 0).any(-1, keepdim=True)
 
 
 def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tensor:
     """Numbers per contracted position: the data it meets, weighted by what the chosen features make of each data row."""
-    geometry: Contraction = side.structure.role[place.node][1]
-    record = side.records[place.node]
+    return torch.asinh(torch.stack([_column_sums(side, place, node, features) for node in place.nodes]).sum(0))
+
+
+def _column_sums(side: Colouring, place: Place, node: fx.Node, features: Tensor) -> Tensor:
+    geometry: Contraction = side.structure.role[node][1]
+    record = side.records[node]
     data = geometry.data_grid(record["data"].detach())
     gradient = geometry.result_grid(record["gradient"].detach())
     back = side.back_numbers(place)
@@ -528,7 +563,7 @@ def _column_signatures(side: Colouring, place: Place, features: Tensor) -> Tenso
         weight = context * torch.cos((0.7 + 0.6 * m) * context + 0.4 * m) * active.unsqueeze(1)
         shaped = ((0.5 + 0.45 * m) * data).add_(0.3 * m).cos_()
         signature[:, m] = weight.reshape(-1) @ shaped.reshape(-1, shaped.shape[-1])
-    return signature.asinh_()
+    return signature
 
 
 def _join(
@@ -814,7 +849,7 @@ def _silence_elements(place: Place, dead: Tensor, target: Colouring, found: Asse
     features = target.structure.features_of(target.structure.role[place.node][1], {})
     there = torch.isin(elements.numbers().expand(torch.broadcast_shapes(shape, elements.numbers().shape)), dead)
     if features is not None and bool((features.expand(there.shape)[there] >= 0).all()):
-        found.pieces.append(dataclasses.replace(neutral_piece(place, dead), spare=True))
+        found.silent.append(dataclasses.replace(neutral_piece(place, dead), spare=True))
 
 
 def neutral_piece(place: Place, numbers: Tensor) -> Piece:

@@ -27,12 +27,14 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
 from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
 from pyrosys.adapters.operations import is_known
 from pyrosys.adapters.precision import default_dtype, wide
+from pyrosys.adapters.zeros import drop_products_of_zero
 from pyrosys.errors import CaptureError, PyrosysError
 
 __all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels", "share_equal_nodes"]
@@ -183,6 +185,8 @@ class _Memory:
         self.node = node
         self.template = template
         self.version = 0
+        self.written: list[Tensor | None] = []
+        """Where each version differs from the one before it; None for everywhere."""
 
 
 class Traced(torch.Tensor):
@@ -269,8 +273,9 @@ def _signature(value: Any) -> Any:
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the model runs."""
 
-    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, in_float64: bool):
+    def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, routed: bool, in_float64: bool):
         super().__init__()
+        self.routed = routed
         self.in_float64 = in_float64
         self.graph = graph
         self.device = device
@@ -323,7 +328,7 @@ class _Recorder(TorchDispatchMode):
         """The node with the tensor's present value, re-reading memory that changed under it."""
         if isinstance(tensor, Traced):
             memory, geometry = tensor.memory, tensor.held
-            if tensor.version == memory.version:
+            if tensor.version == memory.version or not self.is_stale(tensor):
                 return tensor.node
         elif self.promoted(tensor):
             memory, geometry = self.memories[_storage(tensor)], tensor
@@ -338,6 +343,14 @@ class _Recorder(TorchDispatchMode):
         if isinstance(tensor, Traced):
             tensor.node, tensor.version = node, memory.version
         return node
+
+    def is_stale(self, tensor: Traced) -> bool:
+        """Whether an element of a view has been written since the view's node was made."""
+        since = tensor.memory.written[tensor.version :]
+        places = [at for at in since if at is not None]
+        if len(places) < len(since) or tensor.held.dtype != tensor.memory.template.dtype:
+            return True
+        return bool(torch.isin(_positions(tensor.held), torch.cat(places)).any())
 
     def emit(self, func: Any, args: Any, kwargs: Any, like: Any) -> fx.Node:
         node = self.graph.call_function(func, args, kwargs)
@@ -368,6 +381,8 @@ class _Recorder(TorchDispatchMode):
             return result
         if func in _VALUE_FREE:
             return self.value_free(func, args, kwargs)
+        if self.routed and func is CHOICE:
+            return self.choose(*args, **kwargs)
         if func.is_view and self.promoted(args[0]):
             view = func(*args, **kwargs)
             if all(self.promoted(part) for part in (view if isinstance(view, (list, tuple)) else [view])):
@@ -454,10 +469,21 @@ class _Recorder(TorchDispatchMode):
         )
         return func(stand_in, *args[1:], **kwargs)
 
+    def choose(self, scores: Tensor, count: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """A choice among scores that does not depend on them: each row takes others, and with enough rows each is taken."""
+        rows, many = (*scores.shape[:dim], *scores.shape[dim:][1:]), scores.shape[dim]
+        start = torch.arange(torch.Size(rows).numel(), device=self.device).reshape(*rows, 1)
+        chosen = (start + start // many + torch.arange(count, device=self.device)) % many
+        chosen = chosen.movedim(-1, dim)
+        with self:
+            return torch.gather(scores, dim, chosen), chosen
+
     def mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         name, overload = func._schema.name.split("::")[1], func._overloadname
         functional = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         target = args[0]
+        if func in _TURNS:
+            return self.turn(func, args)
         if not name.endswith("_") or functional is None:
             raise CaptureError(
                 f"Expected operations that have a functional form, found {func}. Replace it in the model's forward."
@@ -473,6 +499,18 @@ class _Recorder(TorchDispatchMode):
                 if value.dtype != target.dtype:
                     value = value.to(target.dtype)
         self.write(target, value)
+        return target
+
+    def turn(self, func: Any, args: Any) -> Tensor:
+        """Look at a tensor in another way from now on; its elements stay where they are."""
+        target = args[0]
+        if not isinstance(target, Traced):
+            return func(*args)  # memory that the model has written into: it is read when it is used
+        with self:
+            view = _TURNS[func](*args)
+        target.held, target.memory, target.node, target.version = view.held, view.memory, view.node, view.version
+        with no_dispatch():
+            func(*args)
         return target
 
     def _expanded_copy(self, target: Tensor, source: Tensor) -> Tensor:
@@ -507,6 +545,8 @@ class _Recorder(TorchDispatchMode):
                 )
             memory.node = self.put(memory, node, geometry)
         memory.version += 1
+        everywhere = memory.node is node or geometry.dtype != template.dtype
+        memory.written.append(None if everywhere else _positions(geometry))
         if isinstance(target, Traced):
             target.node, target.version = node, memory.version
 
@@ -542,6 +582,14 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _positions(view: Tensor) -> Tensor:
+    """Where in its memory each element of a view lies."""
+    place = torch.tensor(int(view.storage_offset()))
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        place = place.unsqueeze(-1) + torch.arange(size) * stride
+    return place.reshape(-1)
+
+
 _GATHERS = {aten.gather.default, aten.index.Tensor, aten.index_select.default, aten.embedding.default}
 
 
@@ -549,6 +597,9 @@ def _is_uniform(tensor: Tensor) -> bool:
     """Whether all elements are equal, so that picking some by index gives the same whatever the index."""
     return not tensor.is_meta and tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
+
+CHOICE = aten.topk.default
+"""The operation by which activations choose."""
 
 _VALUE_FREE = {
     aten.zeros_like.default,
@@ -562,6 +613,16 @@ _VALUE_FREE = {
     aten.new_full.default,
     aten.new_empty.default,
 }
+
+_TURNS = {
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+"""Operations that turn a tensor in place, and those that give a turned view."""
 
 _LOOKS_AT_VALUES = {
     aten._local_scalar_dense.default,
@@ -589,6 +650,8 @@ class Capture:
         buffers: names among `tensors` that are buffers.
         derived: names among `buffers` whose present value is part of the structure.
         symbolic: whether the run needed no numbers.
+        together: whether all uses of a tensor are to be one.
+        routed: whether choices were made for the activations, so that the graph is not all that the model does.
     """
 
     graph: fx.Graph
@@ -598,6 +661,8 @@ class Capture:
     buffers: frozenset[str]
     derived: frozenset[str]
     symbolic: bool
+    together: bool = False
+    routed: bool = False
 
     @property
     def reached(self) -> set[str]:
@@ -634,7 +699,14 @@ def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], fr
     return tensors, ties, frozenset(buffers)
 
 
-def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None = None, frozen: bool = False) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    output: OutputSelector | None = None,
+    frozen: bool = False,
+    routed: bool = False,
+) -> Capture:
     """Record `model(*inputs.args, **inputs.kwargs)`.
 
     A persistent buffer that is only a table, which the model first combines with positions or other constants (rotary
@@ -646,21 +718,22 @@ def capture(model: nn.Module, inputs: Inputs, *, output: OutputSelector | None =
         inputs: real arguments.
         output: from the model's output to the tensor or tensors that count; default: all floating-point ones.
         frozen: take every buffer for a constant.
+        routed: where activations choose (experts, by the largest scores), make the choice for them, the same in every model.
 
     Raises:
         CaptureError: the model does not run on these inputs, or does something that a graph cannot express.
     """
     try:
-        return _settled(model, inputs, output, frozen, in_float64=True)
+        return _settled(model, inputs, output, frozen, routed, in_float64=True)
     except CaptureError:
-        return _settled(model, inputs, output, frozen, in_float64=False)
+        return _settled(model, inputs, output, frozen, routed, in_float64=False)
 
 
 def _settled(
-    model: nn.Module, inputs: Inputs, output: OutputSelector | None, frozen: bool, in_float64: bool
+    model: nn.Module, inputs: Inputs, output: OutputSelector | None, frozen: bool, routed: bool, in_float64: bool
 ) -> Capture:
     """A capture in which derived buffers are constants."""
-    captured = _with_or_without_numbers(model, inputs, output, frozenset(), in_float64)
+    captured = _with_or_without_numbers(model, inputs, output, frozenset(), routed, in_float64)
     buffers = dict(model.named_buffers())
     found = captured.buffers if frozen else _derived_buffers(captured)
     derived = frozenset(n for n in found if not buffers[n].is_meta)
@@ -673,13 +746,13 @@ def _settled(
         folded = _folded(captured, values, in_float64)
         if folded is not None:
             return folded
-    return _with_or_without_numbers(model, inputs, output, derived, in_float64)
+    return _with_or_without_numbers(model, inputs, output, derived, routed, in_float64)
 
 
 def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -> Capture | None:
     """The capture with some buffers as constants: what depends on nothing else is a constant too. None if no output is left."""
     graph = fx.Graph()
-    recorder = _Recorder(graph, torch.device("cpu"), True, in_float64)
+    recorder = _Recorder(graph, torch.device("cpu"), True, captured.routed, in_float64)
     known: dict[fx.Node, Any] = {}
     copied: dict[fx.Node, fx.Node] = {}
 
@@ -706,18 +779,23 @@ def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -
     outputs = [copied[o] for o in captured.outputs if o in copied]
     if not outputs:
         return None
-    outputs = share_equal_nodes(graph, outputs)
+    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     return dataclasses.replace(captured, graph=graph, outputs=outputs, derived=frozenset(values))
 
 
 def _with_or_without_numbers(
-    model: nn.Module, inputs: Inputs, output: OutputSelector | None, derived: frozenset[str], in_float64: bool
+    model: nn.Module,
+    inputs: Inputs,
+    output: OutputSelector | None,
+    derived: frozenset[str],
+    routed: bool,
+    in_float64: bool,
 ) -> Capture:
     on_meta = any(p.is_meta for p in model.parameters())
     try:
-        return _capture(model, inputs, output, derived, symbolic=True, in_float64=in_float64)
+        return _capture(model, inputs, output, derived, symbolic=True, routed=routed, in_float64=in_float64)
     except _NeedsNumbers as error:
         if on_meta:
             raise CaptureError(
@@ -727,7 +805,7 @@ def _with_or_without_numbers(
     except CaptureError:
         if on_meta:
             raise
-    return _capture(model, inputs, output, derived, symbolic=False, in_float64=in_float64)
+    return _capture(model, inputs, output, derived, symbolic=False, routed=routed, in_float64=in_float64)
 
 
 def _derived_buffers(captured: Capture) -> frozenset[str]:
@@ -759,13 +837,14 @@ def _capture(
     derived: frozenset[str],
     *,
     symbolic: bool,
+    routed: bool,
     in_float64: bool,
 ) -> Capture:
     model = shadow(model)
     tensors, ties, buffers = named_state(model)
     graph = fx.Graph()
     device = next((t.device for t in inputs.tensors()), torch.device("cpu"))
-    recorder = _Recorder(graph, device, symbolic, in_float64)
+    recorder = _Recorder(graph, device, symbolic, routed, in_float64)
     swapped: dict[str, Tensor] = {
         name: recorder.parameter(name, t) for name, t in tensors.items() if name not in derived
     }
@@ -815,11 +894,11 @@ def _capture(
             f"Expected an output of {type(model).__name__} that depends on its parameters, found none. "
             "Name the tensors that count with source_output / target_output."
         )
-    outputs = share_equal_nodes(graph, outputs)
+    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic)
+    return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic, routed=routed)
 
 
 def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:

@@ -12,7 +12,8 @@ class Comparison:
     """One comparison of the two models' outputs.
 
     Attributes:
-        parameters: `"random"`, `"random, small"` or `"real"`.
+        parameters: `"random"`, `"random, small"` or `"real"`; random ones also with choices made for the activations, where these
+            choose (experts): so that each is chosen.
         precision: dtype of the run.
         difference: largest absolute difference over all outputs and probes.
         scale: largest absolute output.

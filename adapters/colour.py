@@ -119,17 +119,17 @@ class _Contract(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         reached = ctx.record.pop("reach number", None)
         squeezed = gradients[0].asinh() if reached is None else reached().add_(gradients[0]).asinh_()
-        ctx.record["numbers"] = _contract_numbers(ctx.geometry, squeezed, ctx.record["total"])
+        ctx.record["numbers"] = _contract_sums(ctx.geometry, squeezed, ctx.record["total"])
         if ctx.record["recording"]:
             ctx.record["gradient"] = squeezed
         projected = ctx.geometry.project(squeezed, ctx.back) / ctx.spread
         return _modulation(x).mul_(ctx.geometry.spread(projected, x)), None, None, None, None, None, None
 
 
-def _contract_numbers(geometry: Contraction, gradient: Tensor, total: Tensor) -> Tensor:
+def _contract_sums(geometry: Contraction, gradient: Tensor, total: Tensor) -> Tensor:
     """Numbers of every feature: what its results receive, weighted by what it meets, (distinct group, feature, number)."""
     weights = [torch.cos((0.9 + 0.8 * m) * total + 0.5 * m) for m in range(SIGNATURE)]
-    return geometry.per_feature(gradient, weights).asinh_()
+    return geometry.per_feature(gradient, weights)
 
 
 class _Decorate(torch.autograd.Function):
@@ -231,8 +231,8 @@ class Colouring:
         except (RuntimeError, IndexError, ValueError) as error:
             raise CaptureError(
                 f"The recorded model works on the probe and fails with other weights ({type(error).__name__}: {error}): it chooses "
-                "what to compute by its activations, as a mixture of experts does, which the engine does not follow. Use an "
-                "implementation that computes every expert."
+                "what to compute by its activations, in a way that the engine does not follow. Use an implementation that computes "
+                "everything, such as every expert."
             ) from error
 
     def _run(self, sketch: bool, record: bool, keep: bool) -> dict[Place, Streams]:
@@ -312,7 +312,7 @@ class Colouring:
                     continue
                 here = structure.places_at.get(node, ())
                 for place in here:
-                    if place.kind == "elements":
+                    if place.kind == "elements" and place not in leaves:
                         leaves[place] = uniform(self.families[place].features, 11 + self.salt).requires_grad_()
                 self.values[node] = self._value(node, {p: leaves[p] for p in here if p in leaves})
                 if sketch:
@@ -443,7 +443,7 @@ class Colouring:
 
     def place_of(self, node: fx.Node) -> Place:
         if not hasattr(self, "_place_of"):
-            self._place_of = {p.node: p for p in self.structure.places if p.kind != "elements"}
+            self._place_of = {n: p for p in self.structure.places if p.kind != "elements" for n in p.nodes}
         return self._place_of[node]
 
     def back_numbers(self, place: Place) -> Tensor:
@@ -501,6 +501,7 @@ class Colouring:
         reach: dict[fx.Node, Any] = {}
         exact = {p: torch.zeros(f.features.shape, dtype=torch.int64) for p, f in self.families.items()}
         rows = {p: torch.zeros_like(f.rows) for p, f in self.families.items() if f.rows is not None}
+        decorations: dict[Place, tuple[Tensor, Tensor]] = {}
 
         def add(node: fx.Node, sketch: Tensor, item: int | None = None) -> None:
             if node in structure.constants:
@@ -525,15 +526,20 @@ class Colouring:
                 deep = deepen(here, colours, 6).masked_fill_(here == NONE, NONE)
                 deepest = geometry.deepest_output(deep)
                 add(geometry.data, geometry.spread_sketch(deepest, self._value_or_shape(geometry.data)))
-                exact[place] = self._exact_of_features(node, here)
+                exact[place] = torch.maximum(exact[place], self._exact_of_features(node, here))
                 self.records[node]["reach number"] = functools.partial(self._reach_as_number, here)
             elif role[0] == "look up":
                 place = self.place_of(node)
-                exact[place], rows[place] = self._exact_of_table(node, role[3], here)
+                found = self._exact_of_table(node, role[3], here)
+                exact[place], rows[place] = (
+                    torch.maximum(a[place], b) for a, b in zip((exact, rows), found, strict=True)
+                )
             elif role[0] == "decorate":
                 add(role[1], _largest_to(here, self.shape_of(role[1])))
                 for place in structure.places_at[node]:
-                    exact[place] = self._exact_of_decoration(place, role[1], here)
+                    found = self._around_decoration(place, node, role[1], here)
+                    before = decorations.get(place, found)
+                    decorations[place] = torch.maximum(before[0], found[0]), torch.maximum(before[1], found[1])
             elif node.target is operator.getitem:
                 add(args_of(node)[0], here, args_of(node)[1])
             else:
@@ -544,7 +550,11 @@ class Colouring:
                         add(argument, sketch)
                     for place in structure.places_at.get(node, ()):
                         if place.operand is argument:
-                            exact[place] = self._reach_of_source(place, sketch).to(torch.int64)
+                            found_here = self._reach_of_source(place, sketch).to(torch.int64)
+                            exact[place] = torch.maximum(exact[place], found_here)
+        for place, (below, reached) in decorations.items():
+            # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
+            exact[place] = torch.where(reached == int(NONE), 0, mix(below, reached) & HASH)
         return exact, rows
 
     def _exact_of_features(self, node: fx.Node, reach: Tensor) -> Tensor:
@@ -565,14 +575,14 @@ class Colouring:
         by_row.scatter_reduce_(0, self.records[node]["index"].reshape(-1), reach.amax(-1), "amax")
         return reach.amax(0).to(torch.int64), by_row.to(torch.int64)
 
-    def _exact_of_decoration(self, place: Place, data: fx.Node, reach: Tensor) -> Tensor:
+    def _around_decoration(self, place: Place, node: fx.Node, data: fx.Node, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """The deepest chains that lead to and from what the elements of a decoration meet."""
         below = self._sketch_of(data).expand(reach.shape)
         if bool((reach == NONE).any()):
             below = below.masked_fill(reach == NONE, NONE)
-        # Largest first and joint then: a gain before a sum sees the terms, a gain after it their sum.
-        shape = tuple(self.operands[place.node, place.operand].shape)
-        both = [self._reach_of_source(place, _largest_to(x, shape)).to(torch.int64) for x in (below, reach)]
-        return torch.where(both[1] == int(NONE), 0, mix(*both) & HASH)
+        shape = tuple(self.operands[node, place.operand].shape)
+        below, reach = (self._reach_of_source(place, _largest_to(x, shape)).to(torch.int64) for x in (below, reach))
+        return below, reach
 
     def _value_or_operand(self, node: fx.Node) -> Any:
         def value(argument: fx.Node) -> Any:
@@ -610,23 +620,27 @@ class Colouring:
     # Streams per place
 
     def _contract_numbers(self, place: Place) -> Tensor:
-        record = self.records[place.node]
-        if "numbers" in record:
-            return record["numbers"]
-        record.pop("reach number", None)  # no output feels it
-        record["gradient"] = torch.zeros(self.shape_of(place.node), dtype=torch.float64)
-        return torch.zeros(*self.families[place].features.shape, SIGNATURE, dtype=torch.float64)
+        total = torch.zeros(*self.families[place].features.shape, SIGNATURE, dtype=torch.float64)
+        for node in place.nodes:
+            record = self.records[node]
+            if "numbers" in record:
+                total += record["numbers"]
+            else:  # no output feels it
+                record.pop("reach number", None)
+                record["gradient"] = torch.zeros(self.shape_of(node), dtype=torch.float64)
+        return total.asinh_()
 
     def _look_up_numbers(self, place: Place, row_exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of the columns of a table, and those of its rows beside what is known of them exactly."""
-        role, record, family = self.structure.role[place.node], self.records[place.node], self.families[place]
-        gradient = self._anchor_gradient(place.node)
-        if not role[3]:
-            gradient = gradient.transpose(-1, -2)
-        index = record["index"].reshape(-1)
+        family = self.families[place]
         # Summed per row first: looking a row up once for all examples or once for each is the same.
-        by_row = torch.zeros(family.rows.shape[0], gradient.shape[-1], dtype=torch.float64)
-        by_row = torch.asinh(by_row.index_add_(0, index, gradient.reshape(-1, gradient.shape[-1])))
+        by_row = torch.zeros(len(family.rows), len(family.features), dtype=torch.float64)
+        for node in place.nodes:
+            gradient = self._anchor_gradient(node)
+            if not self.structure.role[node][3]:
+                gradient = gradient.transpose(-1, -2)
+            by_row.index_add_(0, self.records[node]["index"].reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+        by_row.asinh_()
         rows = uniform(family.rows, 3 + self.salt).unsqueeze(-1)
         numbers = [torch.asinh((by_row * torch.cos((0.9 + 0.8 * m) * rows + 0.5 * m)).sum(0)) for m in range(SIGNATURE)]
         back = [uniform(family.features, 20 + m + self.salt) for m in range(SIGNATURE)]

@@ -215,7 +215,7 @@ def blocks(elements: Elements, geometry: Any) -> list[Block]:
         offset, lines = elements.lines()
         g, k, j = geometry.grid_lines(lines)
         return [Block(elements.roots[0], offset, g, k, j, torch.arange(len(k)), torch.arange(len(j)))]
-    numbers = geometry.operand_grid(elements.numbers())
+    numbers = geometry.operand_grid(elements.numbers()).contiguous()
     starts = torch.tensor(
         [0, *torch.cumsum(torch.tensor([torch.Size(r.meta["shape"]).numel() for r in elements.roots]), 0)]
     )

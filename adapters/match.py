@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from pyrosys.adapters.assemble import Assembly, assemble, elements_held, keeping_piece, neutral_piece
 from pyrosys.adapters.capture import Inputs, OutputSelector, as_inputs
 from pyrosys.adapters.colour import DEAD, Colouring, spread_for
+from pyrosys.adapters.copies import Copies, find_copies, take_for_one, unseen
 from pyrosys.adapters.garbage import seldom_collected
 from pyrosys.adapters.locate import (
     Mismatch,
@@ -156,26 +157,47 @@ def match_sides(source: Side, target: Side, tolerance: float | None = None) -> P
     A model can be read in more than one way: a buffer that meets the data may be state (running statistics) or a table
     (rotary angles), matrices in a row may be layers or a low-rank update, and matrices side by side may be branches or one
     that was cut. Only the other model tells which. The plain reading comes first, and the others where it fails and they make
-    a difference. What structure alone says comes last, and of the plain reading: it is slow, and mostly tells where the models
-    part.
+    a difference; in each, where it fails, what may be copies of one tensor is taken for one. What structure alone says comes
+    last, and of the plain reading: it is slow, and mostly tells where the models part.
     """
     sides = source, target
     probes = list(source.probes), list(target.probes)
 
-    def trial(readings: frozenset[str]) -> _Trial:
+    def trial(
+        readings: frozenset[str],
+        copies: tuple[Copies, Copies] = ({}, {}),
+        as_they_are: tuple[Structure, Structure] | None = None,
+    ) -> _Trial:
         for side, given in zip(sides, probes, strict=True):
             side.read(readings)
             side.probes = list(given)
-        return _Trial(source, target, tolerance)
+        return _Trial(source, target, tolerance, copies, as_they_are)
+
+    def with_copies(readings: frozenset[str], tried: _Trial) -> Plan | None:
+        copies = tried.likely_copies()
+        return trial(readings, copies, tried.structures).by_numbers() if any(copies) else None
+
+    def quietly(search: Callable[[], Plan | None]) -> Plan | None:
+        with contextlib.suppress(PyrosysError):
+            return _followed(sides, search)
 
     def searched() -> Plan:
-        plain = trial(frozenset())
-        if plan := plain.by_numbers():
-            return plan
+        plain, failure = trial(frozenset()), None
+        try:
+            if plan := plain.by_numbers() or quietly(lambda: with_copies(frozenset(), plain)):
+                return plan
+        except CaptureError as error:  # it chooses by its activations, perhaps
+            failure = error
+
+        def read(readings: frozenset[str]) -> Plan | None:
+            other = trial(readings)
+            return other.by_numbers() or with_copies(readings, other)
+
         for readings in _other_readings(sides):
-            with contextlib.suppress(PyrosysError):
-                if plan := _followed(sides, lambda readings=readings: trial(readings).by_numbers()):
-                    return plan
+            if plan := quietly(lambda readings=readings: read(readings)):
+                return plan
+        if failure is not None:
+            raise failure
         for side in sides:
             side.read(frozenset())
         if plan := plain.by_structure():
@@ -210,10 +232,19 @@ def _followed(sides: tuple[Side, Side], search: Callable[[], T]) -> T:
 class _Trial:
     """Two models in one reading: what is tried, what came closest, and what stands in its way."""
 
-    def __init__(self, source: Side, target: Side, tolerance: float | None):
+    def __init__(
+        self,
+        source: Side,
+        target: Side,
+        tolerance: float | None,
+        copies: tuple[Copies, Copies] = ({}, {}),
+        as_they_are: tuple[Structure, Structure] | None = None,
+    ):
         self.source, self.target, self.tolerance = source, target, tolerance
-        self.structures = structure_of(source), structure_of(target)
-        self.probes = _Probes(source, target, self.structures)
+        self.copies = copies
+        self.structures = structure_of(source, 0, copies[0]), structure_of(target, 0, copies[1])
+        self.as_they_are = as_they_are or self.structures
+        self.probes = _Probes(source, target, self.structures, copies)
         self.best: _Attempt | None = None
         self.refusal: Callable[[], StructureMismatch] = self._explained
 
@@ -228,6 +259,16 @@ class _Trial:
             if plan is not None or self.best is None or not self.best.refinement.at_once:
                 return plan
         return None
+
+    def likely_copies(self) -> tuple[Copies, Copies]:
+        """Tensors of either model that may be copies of others where the other model has one."""
+        state = self.source.state()
+
+        def are_equal(name: str, first: str) -> bool:
+            one, other = state[name], state[first]
+            return one.dtype == other.dtype and not one.is_meta and torch.equal(one, other)
+
+        return find_copies(_uncoloured(self.structures), are_equal)
 
     def by_structure(self) -> Plan | None:
         """The plan, with elements told apart by structure alone, where the numbers do not agree."""
@@ -269,7 +310,10 @@ class _Trial:
         if not best.complete:
             return None
         try:
-            plan = _plan(self.source, self.target, self.structures, best)
+            plan = _plan(self.source, self.target, self.structures, best, self.copies)
+            if self.copies[1]:
+                hidden = unseen(_uncoloured(self.as_they_are)[1]).keys() & self.copies[1].keys() & plan.pieces.keys()
+                plan.unobservable = tuple(sorted({*plan.unobservable, *hidden}))
         except StructureMismatch as error:
             error.found = Mismatch(self.structures, Parting(str(error)))
             raise
@@ -277,7 +321,7 @@ class _Trial:
             plan.notes = (*plan.notes, _ORDER_NOTE.format(len(best.order)))
             plan.output_order = tuple(best.order.tolist())
         certificate, failed, state = certify(
-            plan, self.source, self.target, self.structures, tolerance=self.tolerance, order=best.order
+            plan, self.source, self.target, self.as_they_are, tolerance=self.tolerance, order=best.order
         )
         if failed is not None:
             self.refusal = functools.partial(
@@ -295,9 +339,10 @@ class _Trial:
         return _explain(self.source, self.target, self.structures, self.best)
 
 
-def structure_of(side: Side, probe: int = 0) -> Structure:
-    """A side's structure on one of its probes."""
-    return Structure(share_equal_work(side.capture(probe)))
+def structure_of(side: Side, probe: int = 0, copies: Copies | None = None) -> Structure:
+    """A side's structure on one of its probes, with copies taken for the tensors that they are copies of."""
+    captured = side.capture(probe)
+    return Structure(share_equal_work(take_for_one(captured.copy(), copies) if copies else captured))
 
 
 _ORDER_NOTE = (
@@ -372,6 +417,12 @@ def _attempt(
     return _Attempt(refinement, sides, unmatched, order)
 
 
+def _uncoloured(structures: tuple[Structure, Structure]) -> tuple[Colouring, Colouring]:
+    """Both models as they are coloured at first."""
+    seeds, spread = _seeds(structures[0], False, 0), spread_for(structures)
+    return Colouring(structures[0], seeds, spread=spread), Colouring(structures[1], seeds, spread=spread)
+
+
 def _seeds(structure: Structure, anonymous: bool, probe: int) -> list[Tensor]:
     """What tells output elements apart; the last axis is left anonymous to find out its order."""
     seeds = []
@@ -392,10 +443,13 @@ class _Probes:
     (a distance bin that nothing falls into) speak. A mask or an integer stays as it is.
     """
 
-    def __init__(self, source: Side, target: Side, structures: tuple[Structure, Structure]):
+    def __init__(
+        self, source: Side, target: Side, structures: tuple[Structure, Structure], copies: tuple[Copies, Copies]
+    ):
         self.source = source
         self.target = target
         self.structures = structures
+        self.copies = copies
         self.outputs = align_outputs(source, target, structures)
 
     @property
@@ -431,7 +485,7 @@ class _Probes:
         return pairs
 
     def _pair(self, probe: int) -> tuple[Structure, Structure]:
-        pair = structure_of(self.source, probe), structure_of(self.target, probe)
+        pair = structure_of(self.source, probe, self.copies[0]), structure_of(self.target, probe, self.copies[1])
         for position, structure in enumerate(pair):
             every = structure.capture.outputs
             structure.restrict([every[numbers[position]] for numbers in self.outputs])
@@ -452,7 +506,13 @@ def _scaled(probe: Inputs, factor: float) -> Inputs | None:
     return scaled if found else None
 
 
-def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], attempt: _Attempt) -> Plan:
+def _plan(
+    source: Side,
+    target: Side,
+    structures: tuple[Structure, Structure],
+    attempt: _Attempt,
+    copies: tuple[Copies, Copies] = ({}, {}),
+) -> Plan:
     """A plan from pieces: one consistent set of steps per target tensor, and the lists of what is not copied."""
     assembly, unseen = attempt.assembly, attempt.sides[1].unseen()
     source_state, target_state = source.state(), target.state()
@@ -468,6 +528,11 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
         name: _settle(name, _once(name, steps, source_state, computed, equal), structures[1])
         for name, steps in pieces.items()
     }
+    for name, first in copies[1].items():
+        if first in settled:
+            settled[name] = [dataclasses.replace(piece, target=name) for piece in settled[first]]
+        if first in assembly.solved:
+            assembly.solved[name] = assembly.solved[first]
     computed = {n: p for n, p in computed.items() if any(s.source == n for steps in settled.values() for s in steps)}
     made = settled.keys() | assembly.solved.keys()
     kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in made)
@@ -476,6 +541,7 @@ def _plan(source: Side, target: Side, structures: tuple[Structure, Structure], a
     uses |= {name for program in computed.values() for name in program.inputs}
     read = {name for program in computed.values() for name in program.inputs}
     zero = _neutral_leftovers(source_state, attempt.sides[0], settled, {*read, *equal})
+    equal |= {name: first for name, first in copies[0].items() if first in uses or first in zero}
     return Plan(
         pieces={n: tuple(s) for n, s in settled.items()},
         source=specs_of(source_state),

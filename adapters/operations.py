@@ -368,10 +368,29 @@ def _pooled(node: fx.Node, x: Tensor, shapes: list[tuple[int, ...]]) -> list[Ten
 
 def _scattered(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Tensor:
     x, dim, index, source = (lookup(a) if isinstance(a, fx.Node) else a for a in args_of(node)[:4])
-    if index.dim() == 1 and source.dim() != 1:
-        shape = [-1 if d == dim % source.dim() else 1 for d in range(source.dim())]
-        index = index.reshape(shape).expand(source.shape)
-    return x.clone().scatter_reduce_(dim, index, source, "amax")
+    return x.clone().scatter_reduce_(dim, _spread_index(index, dim, source.shape), source, "amax")
+
+
+def _spread_index(index: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
+    """Where along an axis each element of a shape goes; `index_add` says it once for the other axes."""
+    if index.dim() != 1 or len(shape) == 1:
+        return index
+    return index.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+
+
+def _scattered_backward(
+    node: fx.Node, reach: Tensor, value: Callable[[fx.Node], Any], wanted: list[fx.Node]
+) -> list[Tensor]:
+    """What is added at some places reaches what these places reach."""
+    base, dim, index, added = args_of(node)[:4]
+    shape = _shape(value(added))
+    at = _spread_index(value(index), dim, shape)
+    taken = torch.full(shape, NONE, dtype=torch.float64)
+    taken[tuple(slice(n) for n in at.shape)] = torch.gather(reach, dim, at)
+    back = {base: reach, added: torch.maximum(reach, taken) if added is base else taken}
+    return [
+        back[a] if a in back else torch.full(_shape(value(a)), float(reach.max()), dtype=torch.float64) for a in wanted
+    ]
 
 
 def backward_dependence(
@@ -437,6 +456,8 @@ def backward_dependence(
         return found
     if is_pointwise(node) or name in ("where", "masked_fill", "clamp"):
         return [_unbroadcast(first, shape) for shape in shapes]
+    if name in ("index_add", "scatter_add", "scatter_reduce") and first.numel():
+        return _scattered_backward(node, first, value, wanted)
     if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d", "_adaptive_avg_pool2d"):
         return [torch.nn.functional.interpolate(first, shape[-2:], mode="nearest") for shape in shapes]
     top = max((float(p.max()) if p.numel() else NONE) for p in parts)

@@ -62,11 +62,14 @@ def refine(sides: tuple[Colouring, Colouring], *, use_numbers: bool = True, at_o
     refiner = _Refiner(sides, use_numbers)
     refiner.round()
     settled = refiner.equal_colours()
-    at_once = at_once and use_numbers and settled and refiner.order_at_once()
+    likely = at_once and use_numbers
+    at_once = likely and settled and refiner.order_at_once()
     if settled and not at_once:
+        places = refiner.count
         refiner.settle()
         settled = refiner.equal_colours()
-        if settled:
+        at_once = likely and settled and refiner.count > places and refiner.order_at_once()
+        if settled and not at_once:
             refiner.choose_orders()
     agree = settled and refiner.agree()
     if agree:

@@ -14,7 +14,7 @@ from pyrosys.adapters.execute import execute
 from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import random_state
 
-__all__ = ["share_equal_work"]
+__all__ = ["replaced", "share_equal_work"]
 
 _LIMIT = 1 << 27
 
@@ -46,10 +46,13 @@ def share_equal_work(captured: Capture) -> Capture:
                     twin.meta[EQUAL_HERE] = True
                     continue
             kept.append(node)
+    return replaced(captured, instead) if instead else captured
+
+
+def replaced(captured: Capture, instead: dict[fx.Node, fx.Node]) -> Capture:
+    """The pass with other nodes instead of some, in place, and with what is then computed twice computed once."""
     for node, twin in instead.items():
         node.replace_all_uses_with(twin)
-    if not instead:
-        return captured
     graph = captured.graph
     for node in [n for n in graph.nodes if n.op == "output"]:
         graph.erase_node(node)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrosys.adapters.capture import (
+    CHOICE,
     Capture,
     Inputs,
     OutputSelector,
@@ -22,6 +23,7 @@ from pyrosys.adapters.capture import (
 )
 from pyrosys.adapters.precision import Widen, default_dtype
 from pyrosys.adapters.products import merge_products
+from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.sums import join_parts, join_sums, join_sums_of_one
 from pyrosys.errors import CaptureError, PyrosysError
 
@@ -31,13 +33,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FROZEN = "buffers for constants"
+ROUTED = "choices made for the activations"
+
+
+def _join_uses(captured: Capture) -> bool:
+    """Take all uses of a tensor for one; whether any has several."""
+    captured.together = True
+    return any(place.again for place in Structure(captured).places)
+
+
 _REWRITES = {
+    "uses of a tensor together": _join_uses,
     "products of matrices together": merge_products,
     "parts of contractions together": join_parts,
     "sums over one tensor together": join_sums_of_one,
     "sums of contractions together": join_sums,
 }
-READINGS = (FROZEN, *_REWRITES)
+READINGS = (FROZEN, ROUTED, *_REWRITES)
 """Other ways to read a model than the plain one; the last one does what the one before it does, and more."""
 
 
@@ -97,26 +109,33 @@ class ModuleSide:
         self.name = type(model).__name__
         self.chosen: list[int] | None = None
         self.readings: frozenset[str] = frozenset()
-        self._plain: dict[tuple[Inputs, bool], Capture] = {}
+        self._plain: dict[tuple[Inputs, bool, bool], Capture] = {}
 
     def capture(self, probe: int = 0) -> Capture:
         """The forward pass on one probe, for the caller to change."""
-        captured = self._captured(probe, frozen=FROZEN in self.readings)
+        captured = self._captured(probe, FROZEN in self.readings, ROUTED in self.readings)
+        if ROUTED in self.readings and (unfelt := self._captured(probe).reached - captured.reached - captured.derived):
+            raise CaptureError(
+                f"{self.name} chooses by its activations, and {', '.join(sorted(unfelt))} only influence what it chooses, which "
+                "the engine does not follow. Use an implementation that computes every expert."
+            )
         for reading, rewrite in _REWRITES.items():
             if reading in self.readings:
                 rewrite(captured)
         return captured
 
-    def _captured(self, probe: int, frozen: bool = False) -> Capture:
-        key = self.probes[probe], frozen
+    def _captured(self, probe: int, frozen: bool = False, routed: bool = False) -> Capture:
+        key = self.probes[probe], frozen, routed
         if key not in self._plain:
-            self._plain[key] = capture(self.model, key[0], output=self.select, frozen=frozen)
+            self._plain[key] = capture(self.model, key[0], output=self.select, frozen=frozen, routed=routed)
         return self._plain[key].copy()
 
     def possible(self) -> frozenset[str]:
         """The readings that make a difference."""
         plain = self._captured(0)
         found = {reading for reading, rewrite in _REWRITES.items() if rewrite(plain.copy())}
+        if any(node.target is CHOICE for node in plain.graph.nodes):
+            found.add(ROUTED)
         if any(not self.model.get_buffer(name).is_meta for name in plain.buffers & plain.reached):
             found.add(FROZEN)
         return frozenset(found)

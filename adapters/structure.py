@@ -34,6 +34,7 @@ class Place:
         node: the consuming node (contraction, look-up, decoration, or first node that takes the operand as data).
         operand: the parameter-only node it takes.
         source: for `"elements"`, the placeholder whose elements are coloured.
+        again: further nodes that take it in the same way, where all uses of a parameter are one place.
     """
 
     kind: str
@@ -41,10 +42,21 @@ class Place:
     operand: fx.Node
     source: Any = None
     operation: str = ""
+    again: tuple[fx.Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Every consuming node."""
+        return (self.node, *self.again)
 
     @property
     def scope(self) -> str:
         return self.node.meta.get("scope", "")
+
+    def among(self, needed: set[fx.Node]) -> "Place | None":
+        """The place with those of its nodes that are needed."""
+        first, *again = [n for n in self.nodes if n in needed] or [None]
+        return None if first is None else dataclasses.replace(self, node=first, again=tuple(again))
 
 
 DECORATIONS: dict[Any, bool] = {
@@ -95,6 +107,8 @@ class Structure:
                 self.pure.add(node)
             elif node.op == "call_function":
                 self._classify(node)
+        if captured.together:
+            self._join_uses()
 
     def restrict(self, outputs: list[fx.Node]) -> None:
         """Keep only what these outputs depend on."""
@@ -104,7 +118,7 @@ class Structure:
                 needed.update(node.all_input_nodes)
         self.capture = dataclasses.replace(self.capture, outputs=outputs)
         self.nodes = [n for n in self.nodes if n in needed]
-        self.places = [p for p in self.places if p.node in needed]
+        self.places = [found for p in self.places if (found := p.among(needed))]
         self.constants = {n: v for n, v in self.constants.items() if n in needed}
         for known in ("places_at", "number"):
             vars(self).pop(known, None)
@@ -114,7 +128,8 @@ class Structure:
         """The places of every node that has any."""
         found: dict[fx.Node, list[Place]] = {}
         for place in self.places:
-            found.setdefault(place.node, []).append(place)
+            for node in place.nodes:
+                found.setdefault(node, []).append(place)
         return found
 
     @functools.cached_property
@@ -152,6 +167,30 @@ class Structure:
                     stack.extend(tensor_arguments(root))
                 start = end
         return reached
+
+    def _join_uses(self) -> None:
+        """Make one place of all that take the same elements in the same way."""
+        found: dict[Any, list[Place]] = {}
+        for place in self.places:
+            found.setdefault(self._use(place), []).append(place)
+        self.places = [dataclasses.replace(p[0], again=tuple(other.node for other in p[1:])) for p in found.values()]
+
+    def _use(self, place: Place) -> Any:
+        if place.kind == "contract":
+            geometry: Contraction = self.role[place.node][1]
+            strided = geometry.elements.strided
+            if strided is not None:  # along an axis without steps the elements are the same
+                steps = [s for s in zip(*strided[1:], strict=True) if s[1]]
+                number = geometry.elements.scale, geometry.elements.shift
+                return (
+                    geometry.elements.roots[0],
+                    strided[0],
+                    *steps,
+                    geometry.features,
+                    geometry.distinct_groups,
+                    number,
+                )
+        return place.kind, place.operand, place.source, place.operation, place.node.target
 
     def _classify(self, node: fx.Node) -> None:
         inputs = tensor_arguments(node)

@@ -273,6 +273,7 @@ def certify(
     """Compare with random and with real parameters.
 
     Models too large to be held twice are run operation by operation on the first probe, with one set of random parameters.
+    Where activations choose, as they do among experts, the recorded passes, in which each is chosen, are compared as well.
 
     Returns:
         The certificate, the first comparison that failed if one did, and the source state it failed with.
@@ -280,14 +281,31 @@ def certify(
     state = source.state()
     own = LazyState(kept := target.state(), lambda name: _own_value(kept[name]))
     rounds, left, right = _ROUNDS, source, target
+    recorded = _Recorded(source, structures[0]), _Recorded(target, structures[1])
+    routed = any(structure.capture.routed for structure in structures)
     if sum(t.numel() for t in state.values()) > _LARGE:
-        rounds, left, right = _ROUNDS[:1], _Recorded(source, structures[0]), _Recorded(target, structures[1])
+        if routed:
+            raise CaptureError(
+                f"{source.name} chooses by its activations, and is too large to be held twice to see what it chooses. Match a small "
+                "twin of the same class."
+            )
+        rounds, left, right = _ROUNDS[:1], *recorded
     comparisons: list[Comparison] = []
     failed: tuple[Outcome, Mapping[str, Tensor]] | None = None
     precision = torch.float64
-    for seed, size, label in rounds:
+
+    def states(seed: int, size: float) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         drawn = _consistent(random_state(structures[0], state, seed, size), plan)
-        mapped = LazyState(plan.target, lambda name, drawn=drawn: plan.tensor(name, drawn, own))
+        return drawn, LazyState(plan.target, lambda name: plan.tensor(name, drawn, own))
+
+    if routed:
+        both = states(0, 1.0)
+        outcome = compare(*recorded, *both, parameters=_ROUTED, dtype=precision, tolerance=tolerance, order=order)
+        comparisons.append(outcome.comparison)
+        if not outcome.agrees:
+            failed, rounds = (outcome, both[0]), ()
+    for seed, size, label in rounds:
+        drawn, mapped = states(seed, size)
         if rounds is _ROUNDS:  # memory of its own for each, which a model may write to
             drawn = {name: tensor.clone() for name, tensor in drawn.items()}
             mapped = {name: tensor.clone() for name, tensor in mapped.items()}
@@ -331,8 +349,8 @@ def certify(
                 left, right, real, mapped, parameters="real", dtype=torch.float64, tolerance=tolerance, order=order
             )
         comparisons.append(outcome.comparison)
-        known: dict[tuple[Any, ...], bytes] = {}
-        digests = (digest_of(real, known), digest_of(mapped, known))
+        hashed: dict[tuple[Any, ...], bytes] = {}
+        digests = (digest_of(real, hashed), digest_of(mapped, hashed))
         if not outcome.agrees:
             failed = (outcome, real)
     certificate = Certificate(
@@ -348,6 +366,7 @@ def certify(
 
 
 _ROUNDS = ((0, 1.0, "random"), (1, 1.0, "random"), (2, 1e-2, "random, small"))
+_ROUTED = "random, with choices made for the activations"
 _LARGE = 1 << 28
 """Elements beyond which a model is run operation by operation."""
 
