@@ -11,7 +11,7 @@ Four kinds cover the core set; anything else is taken to depend on everything, w
 import functools
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,11 +95,11 @@ def is_known(operation: Any) -> bool:
     return torch.Tag.pointwise in operation.tags or name in _LAYOUT | _ALONG | _PRODUCTS | _OTHER
 
 
-def tensor_arguments(node: fx.Node) -> list[fx.Node]:
+def tensor_arguments(node: fx.Node) -> tuple[fx.Node, ...]:
     """Tensor inputs of a node, in the order of its arguments, each once per occurrence."""
     known = node.meta.get(_ARGUMENTS)
     if known is None or known[0] is not node.args or known[1] is not node.kwargs:
-        found = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+        found = tuple(leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node))
         known = node.meta[_ARGUMENTS] = (node.args, node.kwargs, found)
     return known[2]
 
@@ -292,7 +292,7 @@ def _constant(sketch: Tensor) -> bool:
 
 def _masked(
     node: fx.Node,
-    inputs: list[fx.Node],
+    inputs: Sequence[fx.Node],
     sketches: list[Tensor],
     value: Callable[[fx.Node], Any],
     shape: tuple[int, ...],
@@ -311,7 +311,7 @@ def _masked(
 
 
 def _covers(
-    node: fx.Node, inputs: list[fx.Node], sketch: Callable[[fx.Node], Tensor], value: Callable[[fx.Node], Any]
+    node: fx.Node, inputs: Sequence[fx.Node], sketch: Callable[[fx.Node], Tensor], value: Callable[[fx.Node], Any]
 ) -> list[tuple[fx.Node, Tensor]]:
     """(covering input, where it makes the other inputs irrelevant) of a masking operation."""
     name = _name(node)

@@ -94,7 +94,7 @@ class Repeats:
 
     def _is_masked_alike(self, node: fx.Node) -> bool:
         """Whether what a softmax leaves out does not depend on inputs or activations."""
-        structure, stack, seen = self.side.structure, tensor_arguments(node), set[fx.Node]()
+        structure, stack, seen = self.side.structure, list(tensor_arguments(node)), set[fx.Node]()
         while stack:
             one = stack.pop()
             kind = structure.role.get(one, ("plain",))[0]
