@@ -425,12 +425,9 @@ def backward_dependence(
         return [torch.where(value(node) == 0, NONE, total) if name in _SOFTMAX else total]
     if name in ("mm", "bmm"):
         silent = [None if sketch is None else _silent(value(a), sketch(a)) for a in inputs]
-        left = _max_product(
-            first, torch.zeros_like(value(inputs[1])).mT, None, None if silent[1] is None else silent[1].mT
-        )
-        right = _max_product(
-            torch.zeros_like(value(inputs[0])).mT, first, None if silent[0] is None else silent[0].mT, None
-        )
+        one, other = map(value, inputs)
+        left = _max_product(first, torch.zeros_like(other).mT, None, None if silent[1] is None else silent[1].mT)
+        right = _max_product(torch.zeros_like(one).mT, first, None if silent[0] is None else silent[0].mT, None)
         by_input = {0: left, 1: right}
         found = []
         for a, shape in zip(wanted, shapes, strict=True):
