@@ -35,6 +35,7 @@ from tests.benchmarks.hub import memory
 
 HEADS = 20
 REPEATS = 5
+DEEP = (590, 64, 4)  # ten thousand tensors
 SIZES = {"8M": (6, 320, 20), "15B": (48, 5120, 40)}
 
 
@@ -100,6 +101,8 @@ def time_match(options: argparse.Namespace) -> None:
             f"match of {layers} layers, {tensors} tensors: {seconds:.1f} s, {seconds / layers / shallow:.2f} times as much "
             "per layer as 6"
         )
+    tensors, seconds = match_once(*DEEP)
+    print(f"match of {DEEP[0]} layers of width {DEEP[1]}, {tensors} tensors: {seconds:.1f} s")
     torch.set_num_threads(os.cpu_count() or 1)
     tensors, seconds = match_once(options.layers, options.width, HEADS)
     print(f"match of {options.layers} layers of width {options.width}, {tensors} tensors: {seconds:.1f} s")
