@@ -703,6 +703,17 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         any_taken = True
         found.pairs.append((other_place, place))
         row_map = {int(a): int(their_rows_seen[order[b]]) for a, b in zip(my_rows_seen[hit], at[hit], strict=True)}
+        alike, told = _alike_rows(family.rows, my_rows_seen), dict[int, int]()
+        if alike:
+            by_place = _rows_by_place(target.records[place.node]["index"], source.records[other_place.node]["index"])
+            told = {m: t for m in alike if (t := by_place.get(m, -1)) >= 0 and other_family.rows[t] == family.rows[m]}
+            if len(told) == len(alike):
+                row_map |= told
+            elif len({t - m for m, t in row_map.items()}) > 1:
+                found.unmatched.append(
+                    f"{len(alike)} rows of {_name(place)} look alike on every probe, and the others do not follow one offset; pass "
+                    "probes on which each row that is looked up matters in a way of its own"
+                )
         beyond = _beyond(row_map, family.rows.shape[0], other_family.rows.shape[0])
         rows, sources, note = _continued(row_map, family.rows.shape[0], other_family.rows.shape[0])
         missing = family.rows.shape[0] - len(rows) - len(beyond)
@@ -711,6 +722,8 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
                 f"{missing} of {family.rows.shape[0]} rows of {_name(place)}: no probe looks them up and the rows that are "
                 "looked up do not follow one offset; pass probes that carry every token"
             )
+        if len(told) < len(alike):
+            note = f"{len(alike)} rows look alike on every probe, and are taken in order; {note}".removesuffix("; ")
         if note:
             found.extrapolated[_name(place)] = note
         if not missing:
@@ -739,6 +752,23 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
         )
     if not any_taken:
         found.unmatched.append(f"the table {_name(place)}")
+
+
+def _alike_rows(colours: Tensor, seen: Tensor) -> list[int]:
+    """Rows that were looked up and have the colour of another such row."""
+    _, inverse, sizes = torch.unique(colours[seen], return_inverse=True, return_counts=True)
+    return seen[sizes[inverse] > 1].tolist()
+
+
+def _rows_by_place(mine: Tensor, theirs: Tensor) -> dict[int, int]:
+    """The row that the source looks up wherever the target looks one up, where that is the same row each time."""
+    mine, theirs = mine.reshape(-1), theirs.reshape(-1)
+    if len(mine) != len(theirs):
+        return {}
+    pairs = torch.unique(torch.stack([mine, theirs]), dim=1)
+    once = [torch.unique(line, return_inverse=True, return_counts=True)[1:] for line in pairs]
+    single = (once[0][1][once[0][0]] == 1) & (once[1][1][once[1][0]] == 1)
+    return dict(zip(pairs[0][single].tolist(), pairs[1][single].tolist(), strict=True))
 
 
 def _with_rank(colours: Tensor) -> Tensor:

@@ -575,3 +575,23 @@ def test_a_plan_notes_columns_that_it_drops() -> None:
     assert note.startswith(
         "2 input features of inner.weight (inner) are zero on every probe and have no place in the target"
     )
+
+
+class PooledLetters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, letters: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(self.table(letters))).mean(1))
+
+
+def test_letters_that_look_alike_on_the_probe_are_told_apart_by_place_or_not_at_all() -> None:
+    source, target = PooledLetters().eval(), PooledLetters().eval()
+    alphabet = torch.tensor([1, 0, 3, 4, 2])
+    letters = torch.tensor([[0, 1, 2, 2], [3, 4, 4, 2]])  # the first two occur once each, in one sequence
+    plan = match(source, target, (letters,), (alphabet[letters],))
+    moved = plan.apply(source.state_dict())["table.weight"]
+    assert torch.equal(moved[alphabet], source.table.weight)
+    with pytest.raises(StructureMismatch, match="look alike on every probe"):
+        match(source, target, (letters,), (alphabet[letters].flip(1),))
