@@ -750,7 +750,7 @@ def _settled(
 
 
 def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -> Capture | None:
-    """The capture with some buffers as constants: what depends on nothing else is a constant too. None if no output is left."""
+    """The capture with some buffers as constants: what depends on nothing else is a constant too. None if an output does."""
     graph = fx.Graph()
     recorder = _Recorder(graph, torch.device("cpu"), True, captured.routed, in_float64)
     known: dict[fx.Node, Any] = {}
@@ -776,9 +776,9 @@ def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -
                 known[node] = target_of(node)(*args, **kwargs)
             elif node.op != "output":
                 copied[node] = graph.node_copy(node, argument)
-    outputs = [copied[o] for o in captured.outputs if o in copied]
-    if not outputs:
+    if not all(o in copied for o in captured.outputs):
         return None
+    outputs = [copied[o] for o in captured.outputs]
     outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
     graph.output(tuple(outputs))
     graph.eliminate_dead_code()
