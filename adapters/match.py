@@ -538,8 +538,8 @@ def _plan(
     kept = tuple(n for n in target_state if captures[1].ties.get(n, n) not in made)
     reached = {p for s in (structures[1],) for p in s.reached()}
     uses = {p.source for steps in settled.values() for p in steps if p.source is not None}
-    uses |= {name for program in computed.values() for name in program.inputs}
     read = {name for program in computed.values() for name in program.inputs}
+    uses |= read
     zero = _neutral_leftovers(source_state, attempt.sides[0], settled, {*read, *equal})
     equal |= {name: first for name, first in copies[0].items() if first in uses or first in zero}
     return Plan(
@@ -594,8 +594,9 @@ def _once(
             kept.append(piece)
             continue
         first, second = _read(str(twin.source), computed), _read(str(piece.source), computed)
-        pairs = list(zip(first[1], second[1], strict=False))
-        if first[0] != second[0] or any(
+        alike = first[0] == second[0]  # and then they read as many
+        pairs = list(zip(first[1], second[1], strict=True)) if alike else []
+        if not alike or any(
             state[a].is_meta or state[b].is_meta or not torch.equal(state[a], state[b]) for a, b in pairs
         ):
             raise StructureMismatch(

@@ -131,9 +131,8 @@ class _Refiner:
         Args:
             sketch: whether to follow sketches again, or count on those of the round before.
         """
-        self.recorded = (
-            self.rounds > 0
-        )  # the first round is never the last: what contractions receive is not yet asked for
+        # The first round is never the last: what contractions receive is not yet asked for.
+        self.recorded = self.rounds > 0
         self.ran_under = [side.families for side in self.sides]
         for side in self.sides:
             side.vary(self.rounds)
@@ -173,9 +172,8 @@ class _Refiner:
 
     def rest(self) -> None:
         """Leave both models as they ran under colours that tell everything apart."""
-        if (
-            self.fresh and self.recorded
-        ):  # the last round told no features apart: the colours that they ran under are as good
+        # Where the last round told no features apart, the colours that they ran under are as good.
+        if self.fresh and self.recorded:
             for side, before in zip(self.sides, self.ran_under, strict=True):
                 side.families = {
                     place: Family(before[place].features, now.rows) if place.kind in _FEATURES else now

@@ -320,8 +320,9 @@ def _numel(node: fx.Node) -> int:
 
 def _common(group: Sequence[_Product]) -> tuple[fx.Node, ...]:
     """The sums that all of some terms are parts of, the whole one first."""
-    every = zip(*(product.term.sums for product in group), strict=False)
-    return tuple(same[0] for same in itertools.takewhile(lambda nodes: len(set(nodes)) == 1, every))
+    chains = [product.term.sums for product in group]
+    shared = itertools.takewhile(lambda end: len({sums[:end] for sums in chains}) == 1, range(1, len(chains[0]) + 1))
+    return chains[0][: max(shared, default=0)]
 
 
 def _elements(group: Sequence[_Product]) -> int:
