@@ -25,19 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
-from torch.fx.node import map_arg
 from torch.nn.modules import module as hooks
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.decompose import DECOMPOSITIONS
-from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
+from pyrosys.adapters.nodes import args_of, drop_unused, leaves, map_leaves, target_of
 from pyrosys.adapters.operations import is_known
-from pyrosys.adapters.precision import default_dtype, wide
+from pyrosys.adapters.precision import PlainMode, default_dtype, wide
 from pyrosys.adapters.zeros import drop_products_of_zero
 from pyrosys.errors import CaptureError, PyrosysError
 
-__all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels", "share_equal_nodes"]
+__all__ = ["Capture", "Inputs", "as_inputs", "capture", "output_tensors", "quiet_kernels", "with_outputs"]
 
 OutputSelector = Callable[[Any], Any]
 aten = torch.ops.aten
@@ -270,7 +268,7 @@ def _signature(value: Any) -> Any:
     return type(value), value
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(PlainMode):
     """Builds the graph while the model runs."""
 
     def __init__(self, graph: fx.Graph, device: torch.device, symbolic: bool, routed: bool, in_float64: bool):
@@ -750,39 +748,43 @@ def _settled(
 
 
 def _folded(captured: Capture, values: Mapping[str, Tensor], in_float64: bool) -> Capture | None:
-    """The capture with some buffers as constants: what depends on nothing else is a constant too. None if an output does."""
-    graph = fx.Graph()
+    """The capture, changed in place, with some buffers as constants: what depends on nothing else is a constant too.
+
+    None, and nothing changed, if an output depends on nothing else.
+    """
+    graph = captured.graph
+    tables = [n for n in graph.nodes if n.op == "placeholder" and n.meta["parameter"] in values]
+    fixed = {n for n in graph.nodes if n.op == "get_attr"}.union(tables)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.all_input_nodes and fixed.issuperset(node.all_input_nodes):
+            fixed.add(node)
+    if not fixed.isdisjoint(captured.outputs):
+        return None
     recorder = _Recorder(graph, torch.device("cpu"), True, captured.routed, in_float64)
     known: dict[fx.Node, Any] = {}
-    copied: dict[fx.Node, fx.Node] = {}
-
-    def argument(node: fx.Node) -> fx.Node:
-        return copied[node] if node in copied else recorder.constant(known[node])
-
     with recorder:
-        for node in captured.graph.nodes:
+        for node in list(graph.nodes):
             recorder.scope[:] = [node.meta.get("scope", "")]
-            inputs = node.all_input_nodes
-            if node.op == "placeholder" and node.meta["parameter"] in values:
-                known[node] = values[node.meta["parameter"]]
-            elif node.op == "get_attr":
+            if node.op == "get_attr":
                 known[node] = node.meta["constant"]
                 if node.meta["data"]:
                     recorder.mark_data(known[node])
-            elif node.op == "call_function" and inputs and all(a in known for a in inputs):
+            elif node.op == "placeholder" and node in fixed:
+                known[node] = values[node.meta["parameter"]]
+            elif node in fixed:
                 args, kwargs = map_leaves(
                     lambda a: known[a] if isinstance(a, fx.Node) else a, (list(args_of(node)), dict(node.kwargs))
                 )
                 known[node] = target_of(node)(*args, **kwargs)
-            elif node.op != "output":
-                copied[node] = graph.node_copy(node, argument)
-    if not all(o in copied for o in captured.outputs):
-        return None
-    outputs = [copied[o] for o in captured.outputs]
-    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
-    graph.output(tuple(outputs))
-    graph.eliminate_dead_code()
-    return dataclasses.replace(captured, graph=graph, outputs=outputs, derived=frozenset(values))
+            elif node.op == "call_function":
+                for argument in node.all_input_nodes:
+                    if argument in fixed and argument.op != "get_attr":
+                        with graph.inserting_before(node):
+                            node.replace_input_with(argument, recorder.constant(known[argument]))
+    outputs = with_outputs(graph, captured.outputs)
+    for table in tables:
+        graph.erase_node(table)
+    return dataclasses.replace(captured, outputs=outputs, derived=frozenset(values))
 
 
 def _with_or_without_numbers(
@@ -894,14 +896,22 @@ def _capture(
             f"Expected an output of {type(model).__name__} that depends on its parameters, found none. "
             "Name the tensors that count with source_output / target_output."
         )
-    outputs = drop_products_of_zero(graph, share_equal_nodes(graph, outputs))
-    graph.output(tuple(outputs))
-    graph.eliminate_dead_code()
+    outputs = with_outputs(graph, outputs)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     return Capture(graph, outputs, shapes, ties, buffers, derived, symbolic, routed=routed)
 
 
-def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
+def with_outputs(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
+    """Give a graph these outputs, instead of any that it has, with nothing that they do not need; gives what computes them now."""
+    for node in [n for n in graph.nodes if n.op == "output"]:
+        graph.erase_node(node)
+    outputs = drop_products_of_zero(graph, _share_equal_nodes(graph, outputs))
+    graph.output(tuple(outputs))
+    drop_unused(graph)
+    return outputs
+
+
+def _share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
     """Compute once what is computed twice: models that run their trunk again for a second output."""
     known: dict[Any, fx.Node] = {}
     instead: dict[fx.Node, fx.Node] = {}
@@ -914,9 +924,10 @@ def share_equal_nodes(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.Node]:
             content = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
             key = ("constant", str(value.dtype), tuple(value.shape), node.meta["data"], hash(content), len(content))
         elif node.op == "call_function":
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: instead.get(n, n))
-            node.args, node.kwargs = args, kwargs
-            key = ("call", str(node.target), repr(args), repr(kwargs))
+            for argument in node.all_input_nodes:
+                if argument in instead:
+                    node.replace_input_with(argument, instead[argument])
+            key = ("call", node.target, repr(node.args), repr(node.kwargs))
         else:
             continue
         first = known.setdefault(key, node)
@@ -980,15 +991,22 @@ def _has_own_state(kind: type) -> bool:
     return bool(own & {"__getstate__", "__setstate__", "__reduce__", "__getnewargs__", "__getnewargs_ex__", "__new__"})
 
 
+_ATOMS = frozenset({type(None), bool, int, float, str})
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    kind = type(value)
+    if kind in _ATOMS:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) in (dict, OrderedDict):
-        memo[id(value)] = found = type(value)()
+    if kind in (dict, OrderedDict):
+        memo[id(value)] = found = kind()
         for key, item in value.items():
             found[_copied(key, memo)] = _copied(item, memo)
+        return found
+    if kind is set and _ATOMS.issuperset(map(type, value)):
+        memo[id(value)] = found = set(value)
         return found
     return copy.deepcopy(value, memo)
 

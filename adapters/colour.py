@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, fx
 
 from pyrosys.adapters.contraction import Contraction
-from pyrosys.adapters.hashing import HASH, deepen, in_blocks, mix, uniform
+from pyrosys.adapters.hashing import HASH, deepen, in_blocks, largest, mix, once, uniform
 from pyrosys.adapters.nodes import args_of
 from pyrosys.adapters.operations import (
     NONE,
@@ -118,7 +118,7 @@ class _Contract(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (x,) = ctx.saved_tensors
         reached = ctx.record.pop("reach number", None)
-        squeezed = gradients[0].asinh() if reached is None else reached().add_(gradients[0]).asinh_()
+        squeezed = gradients[0].asinh() if reached is None else (gradients[0] + reached()).asinh_()
         ctx.record["numbers"] = _contract_sums(ctx.geometry, squeezed, ctx.record["total"])
         if ctx.record["recording"]:
             ctx.record["gradient"] = squeezed
@@ -194,11 +194,13 @@ class Colouring:
         self._varying: dict[fx.Node, Any] = {}
         self.records: dict[fx.Node, dict[str, Any]] = {}
         self.totals: dict[Any, Any] = {}
+        self.numbers: dict[Place, list[Tensor]] = {}
 
     def _blank(self, place: Place) -> Family:
         if place.kind == "contract":
             geometry = self.structure.role[place.node][1]
-            return Family(torch.zeros(geometry.distinct_groups, geometry.features, dtype=torch.int64))
+            blank = torch.zeros((), dtype=torch.int64)
+            return Family(blank.expand(geometry.distinct_groups, geometry.features))
         shape = place.operand.meta["shape"]
         if place.kind == "look up":
             columns = shape[-1] if self.structure.role[place.node][3] else shape[-2]
@@ -305,6 +307,7 @@ class Colouring:
         structure = self.structure
         self.values = {node: self.constant(node) for node in structure.constants}
         self.records, self.totals, self.recording = {}, {}, record
+        self.numbers = self._numbers()
         leaves: dict[Place, Tensor] = {}
         with torch.enable_grad():
             for node in structure.nodes:
@@ -313,7 +316,7 @@ class Colouring:
                 here = structure.places_at.get(node, ())
                 for place in here:
                     if place.kind == "elements" and place not in leaves:
-                        leaves[place] = uniform(self.families[place].features, 11 + self.salt).requires_grad_()
+                        leaves[place] = self.numbers[place][0].requires_grad_()
                 self.values[node] = self._value(node, {p: leaves[p] for p in here if p in leaves})
                 if sketch:
                     with torch.no_grad():
@@ -323,6 +326,19 @@ class Colouring:
             outputs = [self.values[o] for o in structure.capture.outputs]
             total = torch.stack([(o * s).sum() for o, s in zip(outputs, self.seeds, strict=True)]).sum()
         return leaves, total
+
+    def _numbers(self) -> dict[Place, list[Tensor]]:
+        """What stands for the features of contractions, forth in two functions and back, and for the elements of the others."""
+        found: dict[Place, list[Tensor]] = {}
+        for kind, salts in ("contract", (1, 9, 2)), ("elements", (11,)):
+            colours = {place: family.features for place, family in self.families.items() if place.kind == kind}
+            every = (
+                torch.cat([c.reshape(-1) for c in colours.values()]) if colours else torch.zeros(0, dtype=torch.int64)
+            )
+            drawn = [uniform(every, salt + self.salt).split([c.numel() for c in colours.values()]) for salt in salts]
+            for (place, shaped), parts in zip(colours.items(), zip(*drawn, strict=True), strict=True):
+                found[place] = [part.reshape(shaped.shape) for part in parts]
+        return found
 
     def _value(self, node: fx.Node, leaves: dict[Place, Tensor]) -> Any:
         role = self.structure.role.get(node, ("plain",))
@@ -413,9 +429,7 @@ class Colouring:
         return value(operand)
 
     def _contract(self, node: fx.Node, geometry: Contraction) -> Tensor:
-        colours = self.families[self.place_of(node)].features
-        numbers = uniform(colours, 1 + self.salt), uniform(colours, 9 + self.salt)
-        back = uniform(colours, 2 + self.salt)
+        *numbers, back = self.numbers[self.place_of(node)]
         record = self.records.setdefault(node, {})
         record["recording"] = self.recording
         x = self.values[geometry.data]
@@ -426,7 +440,7 @@ class Colouring:
         sums = geometry.data, node if geometry.convolution else geometry.data_first
         if sums not in self.totals:  # queries, keys and values are projections of the same data
             self.totals[sums] = tuple(geometry.sums(x.detach(), f) / self.spread for f in (_smooth, _smooth_too))
-        return _Contract.apply(x, self.totals[sums], geometry, numbers, back, record, self.spread)
+        return _Contract.apply(x, self.totals[sums], geometry, (numbers[0], numbers[1]), back, record, self.spread)
 
     def _look_up(self, node: fx.Node, role: Any) -> Tensor:
         family = self.families[self.place_of(node)]
@@ -508,9 +522,9 @@ class Colouring:
                 return
             if item is not None:
                 parts = reach.setdefault(node, [None] * len(self.values[node]))
-                parts[item] = sketch if parts[item] is None else torch.maximum(parts[item], sketch)
+                parts[item] = sketch if parts[item] is None else largest(parts[item], sketch)
             else:
-                reach[node] = sketch if node not in reach else torch.maximum(reach[node], sketch)
+                reach[node] = sketch if node not in reach else largest(reach[node], sketch)
 
         for position, (node, seed) in enumerate(zip(structure.capture.outputs, self.seeds, strict=True)):
             bits = (seed * 2**40).to(torch.int64)
@@ -523,7 +537,7 @@ class Colouring:
             if role[0] == "contract":
                 place, geometry = self.place_of(node), role[1]
                 colours = geometry.as_rows(self.families[place].features)
-                deep = deepen(here, colours, 6).masked_fill_(here == NONE, NONE)
+                deep = once(_unless_none, deepen(here, colours, 6), here)
                 deepest = geometry.deepest_output(deep)
                 add(geometry.data, geometry.spread_sketch(deepest, self._value_or_shape(geometry.data)))
                 exact[place] = torch.maximum(exact[place], self._exact_of_features(node, here))
@@ -578,8 +592,8 @@ class Colouring:
     def _around_decoration(self, place: Place, node: fx.Node, data: fx.Node, reach: Tensor) -> tuple[Tensor, Tensor]:
         """The deepest chains that lead to and from what the elements of a decoration meet."""
         below = self._sketch_of(data).expand(reach.shape)
-        if bool((reach == NONE).any()):
-            below = below.masked_fill(reach == NONE, NONE)
+        if depends_on_none(reach):
+            below = once(_unless_none, below, reach)
         shape = tuple(self.operands[node, place.operand].shape)
         below, reach = (self._reach_of_source(place, _largest_to(x, shape)).to(torch.int64) for x in (below, reach))
         return below, reach
@@ -692,6 +706,11 @@ class Colouring:
 def _is_real(x: Tensor) -> bool:
     """Whether a tensor holds numbers, and not indices or a mask."""
     return x.is_floating_point() or x.is_complex()
+
+
+def _unless_none(sketch: Tensor, other: Tensor) -> Tensor:
+    """A sketch where another says that there is anything."""
+    return torch.where(other == NONE, NONE, sketch)
 
 
 def _placeholder(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

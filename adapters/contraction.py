@@ -65,7 +65,8 @@ class Contraction:
 
     def as_rows(self, colours: Tensor) -> Tensor:
         """(distinct group, feature) colours in the shape that broadcasts against the result."""
-        colours = colours[self.group_index]
+        one = colours.shape[0] == 1
+        colours = colours.expand(len(self.group_index), -1) if one else colours[self.group_index]
         if self.convolution:
             return colours.reshape(1, -1, *([1] * len(self.kernel)))
         line = colours.unsqueeze(-2) if self.data_first else colours.unsqueeze(-1)

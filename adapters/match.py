@@ -92,6 +92,7 @@ def match(
     return match_wholes(left, right, inputs, target_inputs, part=part, tolerance=tolerance)
 
 
+@torch.inference_mode(False)
 @seldom_collected()
 def match_wholes(
     source: Whole, target: Whole, inputs: Any, target_inputs: Any, *, part: bool, tolerance: float | None
@@ -151,6 +152,8 @@ def _probe(source: Whole, target: Whole, inputs: Any, target_inputs: Any) -> Non
         )
 
 
+@torch.inference_mode(False)
+@seldom_collected()
 def match_sides(source: Side, target: Side, tolerance: float | None = None) -> Plan:
     """`match` on prepared sides.
 

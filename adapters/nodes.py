@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["args_of", "leaves", "map_leaves", "target_of"]
+__all__ = ["args_of", "drop_unused", "leaves", "map_leaves", "target_of"]
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
@@ -50,3 +50,10 @@ def leaves(value: Any) -> list[Any]:
         else:
             found.append(v)
     return found
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Remove what no output needs, in place; what has an effect beside its result has none in a recorded pass."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op in ("call_function", "get_attr"):
+            graph.erase_node(node)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from pyrosys.adapters.hashing import largest, once
 from pyrosys.adapters.nodes import args_of, leaves, map_leaves, target_of
 from pyrosys.adapters.precision import widest
 
@@ -269,9 +270,11 @@ def _silent(value: Tensor, sketch: Tensor) -> Tensor | None:
 
 def depends_on_none(sketch: Tensor) -> bool:
     """Whether any element depends on no parameter."""
-    if _constant(sketch):
-        sketch = sketch[(0,) * sketch.dim()]
-    return bool(sketch.numel()) and bool(sketch.amin() == NONE)
+    if not sketch.numel():
+        return False
+    if 0 in sketch.stride():
+        sketch = sketch[tuple(slice(None) if step else 0 for step in sketch.stride())]
+    return bool(sketch.amin() == NONE)
 
 
 def _largest_of(sketches: list[Tensor]) -> Tensor:
@@ -281,7 +284,7 @@ def _largest_of(sketches: list[Tensor]) -> Tensor:
         if _constant(other) and depends_on_none(other):
             total = total.expand(np.broadcast_shapes(total.shape, other.shape))  # torch's own is slow
         else:
-            total = torch.maximum(total, other)
+            total = largest(total, other)
     return total
 
 
@@ -301,13 +304,17 @@ def _masked(
     total = _largest_of(sketches).expand(shape)
     for operand, covered in _covers(node, inputs, dict(zip(inputs, sketches, strict=True)).__getitem__, value):
         del operand
-        total = torch.where(covered, NONE, total)
+        total = once(_uncovered, covered, total)
     if _name(node) == "where":
         condition, a, b = (inputs[0], args_of(node)[1], args_of(node)[2])
         chosen = [sketches[inputs.index(x)] if isinstance(x, fx.Node) else torch.zeros(()) for x in (a, b)]
         if not bool((sketches[0] != NONE).any()):
             total = torch.where(value(condition), *chosen).expand(shape)
     return total
+
+
+def _uncovered(covered: Tensor, sketch: Tensor) -> Tensor:
+    return torch.where(covered, NONE, sketch)
 
 
 def _covers(
@@ -418,10 +425,10 @@ def backward_dependence(
     inputs = tensor_arguments(node)
     dims = _along_dims(node, len(shapes[0])) if len(inputs) == 1 else None
     if dims is not None:
-        total = torch.zeros(shapes[0], dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64).expand(shapes[0])
         for part in parts:
             live = torch.where(value(node) == 0, NONE, part) if name in _SOFTMAX else part
-            total = torch.maximum(total, _spread(live, dims, shapes[0]))
+            total = largest(total, _spread(live, dims, shapes[0]))
         return [torch.where(value(node) == 0, NONE, total) if name in _SOFTMAX else total]
     if name in ("mm", "bmm"):
         silent = [None if sketch is None else _silent(value(a), sketch(a)) for a in inputs]
@@ -431,9 +438,9 @@ def backward_dependence(
         by_input = {0: left, 1: right}
         found = []
         for a, shape in zip(wanted, shapes, strict=True):
-            total = torch.zeros(shape, dtype=torch.float64)
+            total = torch.zeros((), dtype=torch.float64).expand(shape)
             for position in [i for i, x in enumerate(inputs) if x is a]:
-                total = torch.maximum(total, by_input[position].expand(shape))
+                total = largest(total, by_input[position].expand(shape))
             found.append(total)
         return found
     if name in ("mul", "masked_fill", "where", "add") and sketch is not None:
@@ -444,7 +451,7 @@ def backward_dependence(
             live = first
             for cover, covered in covers:
                 if cover is not a:
-                    live = torch.where(covered, NONE, live)
+                    live = once(_uncovered, covered, live)
             if condition is not None and args_of(node)[1] is not args_of(node)[2]:
                 live = torch.where(
                     condition, live if args_of(node)[1] is a else NONE, live if args_of(node)[2] is a else NONE

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrosys.adapters.nodes import map_leaves
 
-__all__ = ["Widen", "default_dtype", "wide", "widest"]
+__all__ = ["PlainMode", "Widen", "default_dtype", "wide", "widest"]
 
 _REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
@@ -22,7 +22,15 @@ _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 def wide(args: Any) -> Any:
     """Arguments with every floating-point type replaced by its widest."""
-    return map_leaves(widest, args)
+    return map_leaves(widest, args) if _asks_for_type(args) else args
+
+
+def _asks_for_type(args: Any) -> bool:
+    """Whether any argument is a type, which few operations take."""
+    for value in args.values() if isinstance(args, dict) else args:
+        if isinstance(value, torch.dtype) or (isinstance(value, (tuple, list, dict)) and _asks_for_type(value)):
+            return True
+    return False
 
 
 def widest(value: Any) -> Any:
@@ -32,7 +40,15 @@ def widest(value: Any) -> Any:
     return torch.float64 if value in _REAL else torch.complex128 if value in _COMPLEX else value
 
 
-class Widen(TorchDispatchMode):
+class PlainMode(TorchDispatchMode):
+    """A mode that does nothing about compilation: torch would turn it off and on again around every operation."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Widen(PlainMode):
     """Answers every request for a floating-point type with float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

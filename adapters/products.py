@@ -12,7 +12,7 @@ from torch import fx
 
 from pyrosys.adapters.capture import Capture
 from pyrosys.adapters.layout import elements_of
-from pyrosys.adapters.nodes import args_of
+from pyrosys.adapters.nodes import args_of, drop_unused
 from pyrosys.adapters.operations import tensor_arguments
 
 __all__ = ["merge_products"]
@@ -41,7 +41,7 @@ def merge_products(captured: Capture) -> bool:
         merger.visit(node)
     captured.outputs = [merger.instead.get(o, o) for o in captured.outputs]
     if merger.instead:
-        captured.graph.eliminate_dead_code()
+        drop_unused(captured.graph)
     return len(merger.instead) > flattened
 
 

@@ -12,7 +12,6 @@ against is found out by others.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -394,19 +393,17 @@ class _Refiner:
     def _order(self, colours: set[int], kinds: set[str], only_first: bool = False) -> None:
         wanted = torch.tensor(sorted(colours))
         for side in self.sides:
+            every, unit = _with_units(side, kinds)
+            mine = torch.isin(every, wanted)
+            rank = rank_within(_numbered(every[mine], unit[mine])[1])
+            if only_first:
+                rank = (rank > 0).to(torch.int64)
+            every[mine] = mix(every[mine], rank, 55)
             families = dict(side.families)
             for place, family in side.families.items():
-                if place.kind not in kinds:
-                    continue
-                units = _rows(family.features) if place.kind == "contract" else family.features.reshape(1, -1)
-                mine = torch.isin(units, wanted)
-                if not bool(mine.any()):
-                    continue
-                rank = torch.stack([rank_within(unit) for unit in units])
-                if only_first:
-                    rank = (rank > 0).to(torch.int64)
-                units = torch.where(mine, mix(units, rank, 55), units)
-                families[place] = Family(units.reshape(family.features.shape), family.rows)
+                if place.kind in kinds:
+                    here, every = every[: family.features.numel()], every[family.features.numel() :]
+                    families[place] = Family(here.reshape(family.features.shape), family.rows)
             side.families = families
         self.count = 0
 
@@ -425,12 +422,20 @@ def _rows(features: Tensor) -> Tensor:
     return features.reshape(features.shape[0], -1) if features.dim() == 2 else features.reshape(1, -1)
 
 
-def _units(side: Colouring, kinds: set[str] | None) -> Iterator[Tensor]:
-    """Colours of every unit of the given kinds."""
-    for place, family in side.families.items():
-        if kinds is None or place.kind in kinds:
-            rows = _rows(family.features) if place.kind == "contract" else family.features.reshape(1, -1)
-            yield from rows
+def _with_units(side: Colouring, kinds: set[str] | None) -> tuple[Tensor, Tensor]:
+    """Colours of the elements of all places of the given kinds, one behind the other, and the unit that each belongs to."""
+    found = [(p, f.features) for p, f in side.families.items() if kinds is None or p.kind in kinds]
+    if not found:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    rows = [_rows(features) if place.kind == "contract" else features.reshape(1, -1) for place, features in found]
+    lengths = torch.tensor([row.shape[1] for row in rows for _ in row])
+    return torch.cat([row.reshape(-1) for row in rows]), torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+
+def _numbered(colours: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct colours, and a number for each element that is the same for those of one colour in one unit."""
+    distinct, number = torch.unique(colours, return_inverse=True)
+    return distinct, units * len(distinct) + number
 
 
 Sizes = tuple[Tensor, Tensor]
@@ -438,11 +443,11 @@ Sizes = tuple[Tensor, Tensor]
 
 
 def _sizes(side: Colouring, kinds: set[str] | None) -> Sizes:
-    found = [torch.unique(unit, return_counts=True) for unit in _units(side, kinds)]
-    if not found:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    colours, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return colours[colours != DEAD], sizes[colours != DEAD]
+    colours, units = _with_units(side, kinds)
+    live = colours != DEAD
+    distinct, numbered = _numbered(colours[live], units[live])
+    numbers, sizes = torch.unique(numbered, return_counts=True)
+    return distinct[numbers % max(len(distinct), 1)], sizes
 
 
 def _alike(colours: Tensor, left: Sizes, right: Sizes) -> set[int]:

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor, fx
 
-from pyrosys.adapters.capture import EQUAL_HERE, Capture, share_equal_nodes
+from pyrosys.adapters.capture import EQUAL_HERE, Capture, with_outputs
 from pyrosys.adapters.execute import execute
 from pyrosys.adapters.structure import Structure
 from pyrosys.adapters.verify import random_state
@@ -53,12 +53,7 @@ def replaced(captured: Capture, instead: dict[fx.Node, fx.Node]) -> Capture:
     """The pass with other nodes instead of some, in place, and with what is then computed twice computed once."""
     for node, twin in instead.items():
         node.replace_all_uses_with(twin)
-    graph = captured.graph
-    for node in [n for n in graph.nodes if n.op == "output"]:
-        graph.erase_node(node)
-    outputs = share_equal_nodes(graph, [instead.get(o, o) for o in captured.outputs])
-    graph.output(tuple(outputs))
-    graph.eliminate_dead_code()
+    outputs = with_outputs(captured.graph, [instead.get(o, o) for o in captured.outputs])
     return dataclasses.replace(captured, outputs=outputs)
 
 

@@ -66,8 +66,9 @@ def on_both(do: Callable[[T], R], sides: tuple[T, T], *, large: bool = True) -> 
         return [do(side) for side in sides]
     try:
         torch.set_num_threads(allowed // 2)  # of each of the two
-        with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(do, sides))
+        with ThreadPoolExecutor(1) as thread:
+            other = thread.submit(do, sides[1])
+            return [do(sides[0]), other.result()]
     finally:
         torch.set_num_threads(allowed)
 

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 
 from pyrosys.adapters.capture import Capture
 from pyrosys.adapters.contraction import Contraction
-from pyrosys.adapters.nodes import args_of
+from pyrosys.adapters.nodes import args_of, drop_unused
 from pyrosys.adapters.operations import is_layout, layout_result, tensor_arguments
 from pyrosys.adapters.structure import Structure
 
@@ -112,7 +112,7 @@ class _Joiner:
     def finish(self) -> bool:
         self.captured.outputs = [self.instead.get(o, o) for o in self.captured.outputs]
         if self.instead:
-            self.graph.eliminate_dead_code()
+            drop_unused(self.graph)
         return bool(self.instead)
 
     def visit_sum(self, whole: fx.Node, *, of_one: bool) -> list[set[fx.Node]]:

@@ -20,6 +20,8 @@ def drop_products_of_zero(graph: fx.Graph, outputs: list[fx.Node]) -> list[fx.No
     """Replace sums with products of zeros by what is added to these, in place; gives the outputs."""
     instead: dict[fx.Node, fx.Node] = {}
     products = {n for n in graph.nodes if n.target in _PRODUCTS and any(map(_is_zero, args_of(n)))}
+    if not products:
+        return outputs
     zero: set[fx.Node] = set()
     for node in list(graph.nodes):
         inputs = tensor_arguments(node) if node.op == "call_function" else []

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -595,3 +596,12 @@ def test_letters_that_look_alike_on_the_probe_are_told_apart_by_place_or_not_at_
     assert torch.equal(moved[alphabet], source.table.weight)
     with pytest.raises(StructureMismatch, match="look alike on every probe"):
         match(source, target, (letters,), (alphabet[letters].flip(1),))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_match_in_the_middle_of_inference(mode: Callable[[], Any]) -> None:
+    source, target = randomise(Gated("two"), 1), Gated("fused").eval()
+    with mode():
+        x = torch.randn(3, WIDTH)
+        target.load_state_dict(match(source, target, (x,)).apply(source.state_dict()))
+        assert torch.allclose(target(x), source(x), atol=1e-5)
