@@ -9,6 +9,7 @@ the largest first, so that every tensor is aligned, then by name; the header is 
 padded with spaces to a multiple of 8 bytes.
 """
 
+import contextlib
 import json
 import math
 import mmap
@@ -31,7 +32,7 @@ __all__ = ["Header", "SafetensorsFile", "read_header", "write_safetensors"]
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 LARGEST = 2**63 - 1  # what torch can count to
 MOST_DIMENSIONS = 64  # torch's own limit
-STRETCHES = 64  # of a file, that are mapped one by one
+STRETCHES = 128  # of a file, that are mapped one by one
 SHORTEST = 1 << 24  # bytes of a stretch
 
 
@@ -71,24 +72,28 @@ class SafetensorsFile(Mapping[str, Tensor]):
         self._places = header.places
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)
-        self._map = self._mapped()
-        self._given = 0
-
-    def _mapped(self) -> mmap.mmap:
         try:
-            return mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+            self._map = self._mapped()
         except OSError as error:
             raise WeightsError(
                 f"Cannot map {self.path} into memory: {error.strerror}. Free some, or use another machine."
             ) from error
+        largest = max((place.end - place.begin for place in self._places.values()), default=0)
+        self._stretch = max(largest, len(self._map) // STRETCHES, SHORTEST)
+        self._given = 0
+
+    def _mapped(self) -> mmap.mmap:
+        return mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         if place.begin == place.end:
             return torch.empty(place.shape, dtype=place.dtype)
-        if self._given > max(len(self._map) // STRETCHES, SHORTEST):
-            self._map, self._given = self._mapped(), 0  # the old one goes with the last of its tensors
-        self._given += place.end - place.begin
+        size = place.end - place.begin
+        if self._given and self._given + size > self._stretch:
+            with contextlib.suppress(OSError):  # each holds the file open; if no more may be, the present one serves
+                self._map, self._given = self._mapped(), 0  # the old one goes with the last of its tensors
+        self._given += size
         count = math.prod(place.shape)
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=place.begin).view(place.shape)
 
