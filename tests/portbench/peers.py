@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["PEERS", "State"]
+__all__ = ["MODULES", "PEERS", "State"]
 
 State = dict[str, Tensor]
 
@@ -41,6 +41,9 @@ def timm(state: State, target: nn.Module) -> State:
 def _shape(entry: tuple[str, Tensor]) -> tuple[Any, ...]:
     return tuple(entry[1].shape)
 
+
+MODULES = {"timm": "timm.models._helpers", "weightbridge": "weightbridge"}
+"""What the peers from other packages import."""
 
 PEERS: dict[str, Callable[[State, nn.Module], State]] = {
     "load_state_dict": same_names,

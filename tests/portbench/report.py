@@ -1,6 +1,7 @@
 """Tables of results, in Markdown."""
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
@@ -32,8 +33,23 @@ def summary(runs: list[Run]) -> str:
             _counts("family", [(run["family"].replace("_", " "), outcome(run)) for run in runs]),
             _counts("tag", sorted((tag, outcome(run)) for run in runs for tag in run["tags"])),
             _counts("tool", [(tool, outcome(run, tool)) for tool in tools for run in runs if tool in run["tools"]]),
+            _times(runs, [tool for tool in tools if tool != ENGINE]),
         ]
     )
+
+
+def _times(runs: list[Run], peers: list[str]) -> str:
+    """How the time that the engine takes compares with that of each peer, on the ports that both did exactly."""
+    rows = []
+    for peer in peers:
+        both = [run["tools"] for run in runs if outcome(run) == "exact" and peer in run["tools"]]
+        both = [tools for tools in both if tools[peer]["outcome"] == "exact"]
+        if both:
+            times = [statistics.median(tools[tool]["seconds"] for tools in both) for tool in (ENGINE, peer)]
+            ratio = statistics.median(tools[ENGINE]["seconds"] / tools[peer]["seconds"] for tools in both)
+            rows.append((peer, len(both), *(f"{time:.2g}" for time in times), f"{ratio:,.0f}"))
+    head = ("tool", "ports that both did", f"seconds of {ENGINE}", "seconds of the tool", "times as long")
+    return _table(head, rows)
 
 
 def page(runs: list[Run]) -> str:
@@ -56,6 +72,9 @@ directions. *Exact* means that the weights loaded strictly and that both models 
 weights were loaded and the models differ.
 
 {summary(runs)}
+
+The last table shows medians, over the ports that a tool and PyroSys both did exactly, side by side in one process. The other tools
+pair tensors and stop there; PyroSys runs both models to find out which tensors belong together, and again to prove it.
 
 {_table(("pair", "forward", "reverse", "note"), pairs)}
 

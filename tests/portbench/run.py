@@ -3,6 +3,7 @@
 Writes what the engine and its peers made of the pair, as JSON, after each of them.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from pyrosys.errors import PyrosysError
 from tests.adapters.twins import Called
 from tests.portbench.pair import Pair, Probe
 from tests.portbench.pairs import PAIRS
-from tests.portbench.peers import PEERS, State
+from tests.portbench.peers import MODULES, PEERS, State
 
 __all__ = ["ENGINE", "run"]
 
@@ -34,6 +35,8 @@ def run(pair: Pair, output: Path) -> None:
     results: dict[str, Result] = {}
     for tool, port in _ports(pair).items():
         try:
+            if tool in MODULES:
+                importlib.import_module(MODULES[tool])  # so that this is not timed
             results[tool] = _judge(pair, port, refusal=PyrosysError if tool == ENGINE else Exception)
         except Exception as error:
             results[tool] = {"outcome": "error", "message": _message(error)}
