@@ -722,8 +722,9 @@ def _look_up(place: Place, index: _Index, source: Colouring, target: Colouring, 
                 f"{missing} of {family.rows.shape[0]} rows of {_name(place)}: no probe looks them up and the rows that are "
                 "looked up do not follow one offset; pass probes that carry every token"
             )
-        if len(told) < len(alike):
-            note = f"{len(alike)} rows look alike on every probe, and are taken in order; {note}".removesuffix("; ")
+        how = "in order" if len(told) < len(alike) else "by the places at which the two inputs have them"
+        if alike and (len(told) < len(alike) or len({t - m for m, t in row_map.items()}) > 1):
+            note = f"{len(alike)} rows look alike on every probe, and are taken {how}; {note}".removesuffix("; ")
         if note:
             found.extrapolated[_name(place)] = note
         if not missing:

@@ -594,6 +594,9 @@ def test_letters_that_look_alike_on_the_probe_are_told_apart_by_place_or_not_at_
     plan = match(source, target, (letters,), (alphabet[letters],))
     moved = plan.apply(source.state_dict())["table.weight"]
     assert torch.equal(moved[alphabet], source.table.weight)
+    assert plan.extrapolated["table.weight (table)"].startswith(
+        "2 rows look alike on every probe, and are taken by the places"
+    )
     with pytest.raises(StructureMismatch, match="look alike on every probe"):
         match(source, target, (letters,), (alphabet[letters].flip(1),))
 
