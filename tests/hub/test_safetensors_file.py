@@ -1,6 +1,8 @@
 """The safetensors format: what is written can be read, what is not sound is refused."""
 
 import json
+import os
+import resource
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -325,3 +327,20 @@ def test_going_through_a_file_does_not_gather_it(tmp_path: Path, monkeypatch: py
     assert torch.equal(held["07"], state["07"])
     held.clear()
     assert sum(reference() is not None for reference in maps) == 1
+
+
+def test_a_file_is_read_to_its_end_where_no_more_files_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"{n:02}": torch.full((64,), float(n)) for n in range(40)}
+    write_weights(tmp_path / "a.safetensors", state)
+    monkeypatch.setattr("pyrosys.hub.safetensors_file.SHORTEST", 0)
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, limits[1]))
+    try:
+        held = dict(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert_equal(held, state)
