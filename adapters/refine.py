@@ -40,7 +40,7 @@ class Refinement:
         agree: whether both models show the same set of colours.
         settled: whether they did before any order was chosen.
         rounds: rounds run.
-        at_once: whether all orders were chosen at once and shown to be right by one round only.
+        at_once: whether the orders of what both models store alike were chosen at once, and shown to be right by a quiet round.
     """
 
     agree: bool
@@ -186,20 +186,25 @@ class _Refiner:
     def order_at_once(self) -> bool:
         """Order everything after the first round; in most pairs both models store their features in one order.
 
-        Of a choice that leaves no feature like another, one round tells whether it is right. The few that a round happens not to
-        tell apart, another may. Otherwise the choice is taken back.
+        One quiet round tells whether that is right. The few features that a round happens not to tell apart, another may, and what
+        the two models store in other units is decided one by one, now that numbers are not degenerate. Otherwise the choice is
+        taken back.
         """
-        before, count = self.save(), self.count
+        before, count, hope = self.save(), self.count, self.hope
         for kinds in (_FEATURES, {"elements"}):
             self._order(self._orderable(kinds), kinds)
         for _ in range(_CHANCES):
             self.round(sketch=False)
-            if not self.agree() or self.noise >= _FINEST:
+            if not self.agree():
                 break
-            if not self._orderable() and not self._undecided():
+            if self.noise < _FINEST and not self._orderable() and not self._undecided():
+                return True
+        if self.agree() and self.noise < _FINEST:
+            self.choose_orders()
+            if self.agree():
                 return True
         self.load(before)
-        self.count = count
+        self.count, self.hope, self.refused = count, hope, False
         return False
 
     def choose_orders(self) -> None:
