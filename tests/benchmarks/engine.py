@@ -201,6 +201,11 @@ def time_apply(options: argparse.Namespace) -> None:
             print(f"  loaded at {speed:.2f} of the speed of copying the tensors of the file into memory that is there")
             peak = max(applied["memory"] for applied, _ in turns)
             print(f"  memory beside the model, at most: {peak / 1e9:.3f} GB")
+            if layout == "transposed":
+                turned = statistics.median(
+                    run("transpose", options)["seconds"] / applied["seconds"] for applied, _ in turns
+                )
+                print(f"  loaded at {turned:.2f} of the speed at which torch copies them transposed")
             if layout == "renamed":
                 time_assign(options, plan)
 
@@ -227,12 +232,13 @@ def load(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     path = options.folder / "weights.safetensors"
     plan = pyrosys.Plan.load(options.folder / "plan.json")
-    if options.load == "copy":
-        places = {name: torch.ones(spec.shape) for name, spec in plan.source.items()}
+    if options.load != "apply":
+        specs = plan.source if options.load == "copy" else plan.target
+        places = {name: torch.ones(spec.shape) for name, spec in specs.items()}
         before, start = prepared(path)
         state = load_file(path)
         for name, place in places.items():
-            place.copy_(state[name])
+            place.copy_(state[name].mT if options.load == "transpose" and place.ndim == 2 else state[name])
     else:
         model = model_of(options.layers, options.width, "meta").to_empty(device="cpu")
         for tensor in model.state_dict().values():
@@ -275,7 +281,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=480)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--load", choices=("apply", "copy"), help=argparse.SUPPRESS)
+    parser.add_argument("--load", choices=("apply", "copy", "transpose"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
