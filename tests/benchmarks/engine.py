@@ -239,6 +239,7 @@ def load(options: argparse.Namespace) -> None:
         state = load_file(path)
         for name, place in places.items():
             place.copy_(state[name].mT if options.load == "transpose" and place.ndim == 2 else state[name])
+        del state  # both ways count from the opening of the file to its release
     else:
         model = model_of(options.layers, options.width, "meta").to_empty(device="cpu")
         for tensor in model.state_dict().values():
