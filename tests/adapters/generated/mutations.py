@@ -25,9 +25,7 @@ def mutations(spec: Spec, choices: Choices) -> Iterator[tuple[str, Spec]]:
 def _changes(spec: Spec) -> Iterator[tuple[str, Spec]]:
     yield "an extra layer", replace(spec, depth=spec.depth + 1, looped=False)
     yield "an extra round of a loop", replace(spec, depth=spec.depth + (2 if spec.depth == 1 else 1), looped=True)
-    if spec.looped:
-        yield "layers of their own", replace(spec, looped=False)
-    elif spec.depth > 1:
+    if spec.depth > 1 and not spec.looped:  # the other way round, layers of their own may hold what the loop has
         yield "unequal layers into a loop", replace(spec, looped=True)
     for eps in {1e-3, 1e-5, 1e-6} - {spec.norm.eps}:
         if _has_norms(spec):
